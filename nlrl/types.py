@@ -1,0 +1,177 @@
+"""The records of natural-language reinforcement learning; all frozen, all small.
+
+Legend for names with axes: A candidate actions of a state, K variations of a look-ahead, G games, S states.
+
+Symbols of the paper (Feng et al., arXiv 2411.14251): V^L is `LanguageValue` of a state, Q^L the `LanguageValue` of a
+`Candidate`, a "variation" of the language TD estimate (eq. 6, Alg. 2) is a `LookAhead`, the improvement operator I
+returns an `ImprovedPolicy`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+History = tuple[str, ...]
+"""Observation, action, observation, ..., observation: oldest first, odd length, ends with the present."""
+
+Role = Literal["policy", "value", "combine", "aggregate", "improve"]
+"""Who speaks: pi_L, V^L, G2 alone, G1 (with or without G2), I."""
+
+FailureKind = Literal["empty", "cut", "format", "illegal", "engine"]
+"""Why a reply cannot be used: nothing said; stopped at the token limit; not of the asked form; a move that is not
+legal; the engine gave no reply."""
+
+
+def truncate_history(history: Sequence[str], items: int) -> History:
+    """The last `items` items of a history, never beginning with an action.
+
+    `items` counts observations and actions alike, as the paper's maze code does (7 items = 4 observations, 3 actions).
+    """
+    if items < 1:
+        raise ValueError("A history keeps at least one item: the present observation.")
+    kept = tuple(history[-items:])
+    return kept if len(kept) % 2 == 1 else kept[1:]
+
+
+@dataclass(frozen=True, slots=True)
+class CallId:
+    """Where a call of the language model belongs in a run."""
+
+    game: int
+    """Number of the game in the run, from 0."""
+    step: int
+    """Decision of that game, from 0."""
+    role: Role
+    action: str | None = None
+    """The candidate action the call is about; None for policy and improve."""
+    variation: int | None = None
+    """The look-ahead's number 0..K-1, and for a language roll-out policy K * ply + number; None otherwise."""
+    attempt: int = 0
+    """0 for the first question, 1.. for re-asks after a bad reply."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A reply that could not be used; counted, never replaced by a random move."""
+
+    call: CallId
+    kind: FailureKind
+    reason: str
+    reply: str
+
+
+@dataclass(frozen=True, slots=True)
+class LookAhead:
+    """One variation: what was tried from a state and where it led."""
+
+    history: History
+    """What V^L reads: the history at the root, then everything the variation added."""
+    actions: tuple[str, ...]
+    """The candidate action, then the roll-out policy's; at most 1 + l."""
+    rewards: tuple[float, ...]
+    """One reward an action."""
+    terminal_text: str | None = None
+    """How the game ended, when it did: the fixed text that stands in for V^L of a terminal state."""
+
+    @property
+    def total_reward(self) -> float:
+        """Undiscounted sum of the rewards on the way."""
+        return sum(self.rewards)
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageValue:
+    """An evaluation in words (V^L of a state or Q^L of an action), with the number it contains if it has one."""
+
+    text: str
+    """The evaluation as the next prompt reads it."""
+    number: float | None = None
+    """The number stated inside the text, on the scale of the return; None when the format has none."""
+    source: Literal["model", "terminal", "table"] = "model"
+
+
+@dataclass(frozen=True, slots=True)
+class Variation:
+    """A look-ahead together with the evaluation of the state it ended in."""
+
+    look: LookAhead
+    leaf: LanguageValue
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A legal action with its language action value Q^L and the evidence it was aggregated from."""
+
+    action: str
+    value: LanguageValue
+    variations_K: tuple[Variation, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ImprovedPolicy:
+    """What the improvement operator I chose, why, and from what."""
+
+    action: str
+    thought: str
+    """The reply in which the choice was made: with the plain prompt, the target of policy distillation."""
+    candidates_A: tuple[Candidate, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One decision of a game: everything the agent thought before it moved."""
+
+    game: int
+    step: int
+    history: History
+    """What the agent knew."""
+    choice: ImprovedPolicy | None
+    """None when every attempt failed: the game is then forfeited, which is recorded as such."""
+    failures: tuple[Failure, ...] = ()
+    calls: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GameStart:
+    """A game begins."""
+
+    game: int
+    start: str
+    """Where it begins, in the game's own notation ("1, 1")."""
+    observation: str
+    picture: str
+    """The game drawn with text, as `render_mode="ansi"` gives it."""
+    optimal_return: float | None = None
+    """V* of the start by the exact solver, when the game has one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A move was made."""
+
+    game: int
+    step: int
+    decision: Decision
+    action: str
+    reward: float
+    total_return: float
+    observation: str
+    picture: str
+    legal: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class GameEnd:
+    """A game is over."""
+
+    game: int
+    total_return: float
+    steps: int
+    outcome: Literal["success", "horizon", "forfeit", "failure"]
+    """Reached a success; ran out of steps; the agent gave no usable move; ended otherwise."""
+
+
+Event = GameStart | Step | GameEnd
+"""What a loop yields; logging, saving and drawing consume it."""
