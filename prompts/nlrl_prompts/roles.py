@@ -30,8 +30,8 @@ TEMPLATES: dict[str, Template] = {
     "value": _template("V^L: evaluate where a way has led", "history", "task actions", replies=True),
     "combine": _template(
         "G2: join a transition with the evaluation after it",
-        "moves reward evaluation",
-        "task history action",
+        "reward evaluation",
+        "task history action moves",
         replies=True,
     ),
     "aggregate": _template("G1: one evaluation out of many", "looks", "task history action count", replies=True),
