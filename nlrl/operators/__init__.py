@@ -1,0 +1,1 @@
+"""Improvement operators, one a file."""

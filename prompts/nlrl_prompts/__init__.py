@@ -110,7 +110,7 @@ def constraint_pattern(reply: Reply, actions: tuple[str, ...]) -> str:
 
 def fill_actions(pattern: str, actions: tuple[str, ...]) -> str:
     """`pattern` with the legal actions as alternatives, longest first so that none hides behind its prefix."""
-    return pattern.replace(ACTIONS, "|".join(re.escape(a) for a in sorted(actions, key=len, reverse=True)))
+    return pattern.replace(ACTIONS, "|".join(_escape(a) for a in sorted(actions, key=len, reverse=True)))
 
 
 def fill_schema(reply: Reply, actions: tuple[str, ...]) -> str:
@@ -145,6 +145,11 @@ def _prompt(folder: Path, env: str, name: str, reply: Reply | None) -> Prompt:
     if spec.replies and reply is None:
         raise PromptSetError(f"replies.toml of prompt set '{folder.name}' does not describe the reply to '{name}'.")
     return Prompt(name, system, user, reply, _sha256(f"{text}\n{reply!r}"))
+
+
+def _escape(literal: str) -> str:
+    """`re.escape` for grammar compilers, which refuse escapes that are not needed."""
+    return re.sub(r"([\\.^$*+?{}\[\]|()])", r"\\\1", literal)
 
 
 def _variables(text: str) -> set[str]:

@@ -9,7 +9,13 @@ from pathlib import Path
 from nlrl_prompts import ROOT, PromptSetError, constraint_pattern, fill_actions, fill_schema, load
 from nlrl_prompts.roles import TEMPLATES
 
-_NEEDED = {"value": {"number"}, "combine": {"number"}, "aggregate": {"number"}, "policy": {"action"}, "improve": {"action"}}
+_NEEDED = {
+    "value": {"number"},
+    "combine": {"number"},
+    "aggregate": {"number"},
+    "policy": {"action"},
+    "improve": {"action"},
+}
 _SAMPLE_ACTIONS = ("move left", "a.b*", 'quote "x"')
 
 

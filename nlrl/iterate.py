@@ -1,0 +1,241 @@
+"""Natural-language reinforcement learning on one page.
+
+Source: Feng et al., "Natural Language Reinforcement Learning", arXiv 2411.14251. Three loops stand here:
+
+- `decide`: one step of language policy iteration by prompting (Algorithm 1). Look ahead from every legal action,
+  describe each look-ahead in words (V^L), aggregate the descriptions (G1 with G2), improve the move from them (I). At
+  K variations that is 4 K + 4 + 1 calls in three waves for a state with four actions.
+- `play` and `play_all`: games under any agent, as streams of events that logging, saving and drawing consume.
+- `sweep`: one synchronous language TD backup over a set of states, then one improvement in each: value iteration in
+  words, which with the oracle engine is value iteration in numbers.
+
+Deviations from the authors' code are listed in the modules that hold the operators.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from nlrl.ask import Asker
+from nlrl.operators.improve import improve
+from nlrl.policy import act
+from nlrl.types import (
+    CallId,
+    Decision,
+    Event,
+    GameEnd,
+    GameStart,
+    History,
+    ImprovedPolicy,
+    LanguageValue,
+    LookAhead,
+    Step,
+    truncate_history,
+)
+from nlrl.values.look_ahead import NextActions, look_ahead, uniform_random
+from nlrl.values.td import language_td
+from nlrl_envs.base import TextEnv
+
+Agent = Callable[[TextEnv, History, int, int, np.random.Generator], Awaitable[Decision]]
+"""(game in progress, history, number of the game, step, randomness) -> decision."""
+
+
+@dataclass(frozen=True, slots=True)
+class LookAheadKnobs:
+    """K variations of l steps, and who plays them."""
+
+    variations: int = 8
+    """K: distinct variations an action."""
+    steps: int = 3
+    """l: steps of the roll-out policy after the candidate action."""
+    combine: Literal["fused", "split"] = "fused"
+    """G1 and G2 in one call, or G2 for each variation and then G1."""
+    rollout: NextActions = field(default=uniform_random)
+
+
+async def decide(
+    env: TextEnv,
+    history: History,
+    game: int,
+    step: int,
+    rng: np.random.Generator,
+    *,
+    ask: Asker,
+    value_ask: Asker | None = None,
+    knobs: LookAheadKnobs = LookAheadKnobs(),
+) -> Decision:
+    """Language policy iteration at one state: evaluate every legal action in words, then improve."""
+    call = CallId(game, step, "value")
+    looks_A_K, lost = await look_ahead(
+        env, history, call, variations=knobs.variations, steps=knobs.steps, rollout=knobs.rollout, rng=rng
+    )
+    estimate = await language_td(looks_A_K, history, call, ask=ask, value_ask=value_ask, combine=knobs.combine)
+    choice, answer = await improve(estimate.candidates_A, history, call, ask=ask, rng=rng)
+    failures = (*lost, *estimate.failures, *(answer.failures if answer else ()))
+    return Decision(game, step, history, choice, failures, estimate.calls + (answer.calls if answer else 0))
+
+
+def policy_iteration_agent(ask: Asker, knobs: LookAheadKnobs, value_ask: Asker | None = None) -> Agent:
+    """The agent that improves its move before it makes it."""
+
+    async def agent(env: TextEnv, history: History, game: int, step: int, rng: np.random.Generator) -> Decision:
+        return await decide(env, history, game, step, rng, ask=ask, value_ask=value_ask, knobs=knobs)
+
+    return agent
+
+
+def plain_agent(ask: Asker) -> Agent:
+    """The language policy by itself, without look-ahead: the baseline every gain is measured from."""
+
+    async def agent(env: TextEnv, history: History, game: int, step: int, rng: np.random.Generator) -> Decision:
+        return await act(ask, history, env.legal_actions, game=game, step=step)
+
+    return agent
+
+
+def random_agent() -> Agent:
+    """Every legal action with the same probability; no language model."""
+
+    async def agent(env: TextEnv, history: History, game: int, step: int, rng: np.random.Generator) -> Decision:
+        action = str(rng.choice(env.legal_actions))
+        return Decision(game, step, history, ImprovedPolicy(action, "at random"))
+
+    return agent
+
+
+async def play(
+    env: TextEnv,
+    start: Hashable,
+    agent: Agent,
+    *,
+    game: int,
+    rng: np.random.Generator,
+    history_items: int,
+    optimal_return: float | None = None,
+) -> AsyncIterator[Event]:
+    """One game from `start`. The agent sees the last `history_items` items of history.
+
+    An agent without a usable move forfeits: the game ends there, with the reward an illegal move costs.
+    """
+    history: History = (env.reset(rng, start),)
+    yield GameStart(game, env.describe_start(start), history[0], env.render(), optimal_return)
+    total, step = 0.0, 0
+    while True:
+        history = truncate_history(history, history_items)
+        decision = await agent(env, history, game, step, rng)
+        action = "" if decision.choice is None else decision.choice.action
+        result = env.step(action)
+        total += result.reward
+        yield Step(game, step, decision, action, result.reward, total, result.observation, env.render(), result.legal)
+        history = (*history, action, result.observation)
+        step += 1
+        if decision.choice is None:
+            yield GameEnd(game, total, step, "forfeit")
+            return
+        if result.terminated or result.truncated:
+            outcome = "success" if result.success else "horizon" if result.truncated else "failure"
+            yield GameEnd(game, total, step, outcome)
+            return
+
+
+async def play_all(
+    env: TextEnv,
+    starts_G: Sequence[Hashable],
+    agent: Agent,
+    *,
+    seed: int,
+    history_items: int = 7,
+    at_once: int = 64,
+    optimal_returns_G: Sequence[float] | None = None,
+) -> AsyncIterator[Event]:
+    """One game from each start, up to `at_once` at a time so that the engine's batch is full; events as they come.
+
+    Game g draws from a generator of its own, seeded by (`seed`, g): how the games interleave changes none of them.
+    """
+    events: asyncio.Queue[Event | BaseException | None] = asyncio.Queue()
+    places = asyncio.Semaphore(at_once)
+
+    async def one(game: int) -> None:
+        async with places:
+            optimum = None if optimal_returns_G is None else optimal_returns_G[game]
+            rng = np.random.default_rng((seed, game))
+            async for event in play(
+                env.clone(),
+                starts_G[game],
+                agent,
+                game=game,
+                rng=rng,
+                history_items=history_items,
+                optimal_return=optimum,
+            ):
+                events.put_nowait(event)
+
+    async def all_games() -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for game in range(len(starts_G)):
+                    group.create_task(one(game))
+            events.put_nowait(None)
+        except BaseExceptionGroup as group_error:
+            events.put_nowait(group_error.exceptions[0])
+
+    running = asyncio.create_task(all_games())
+    try:
+        while (event := await events.get()) is not None:
+            if isinstance(event, BaseException):
+                raise event
+            yield event
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def sweep(
+    env: TextEnv,
+    values_S: Mapping[Hashable, LanguageValue],
+    *,
+    ask: Asker,
+    key: Callable[[TextEnv], Hashable],
+    states_S: Sequence[Hashable],
+    rng: np.random.Generator | None = None,
+) -> dict[Hashable, ImprovedPolicy]:
+    """One synchronous language TD backup of every state over all its actions, then one improvement in each.
+
+    `values_S` holds the language values before the sweep, by `key` of the state; each state's new value is that of the
+    candidate its improved policy chose. One-step look-ahead, one variation an action: for games whose moves are
+    deterministic. Raises ValueError when a reply cannot be used, because a sweep with holes is not a sweep.
+    """
+    improved: dict[Hashable, ImprovedPolicy] = {}
+    for number, state in enumerate(states_S):
+        env.set_state(state)
+        history: History = (env.observation,)
+        call = CallId(0, number, "value")
+        looks_A_K, _ = await look_ahead(
+            env, history, call, variations=1, steps=0, rollout=uniform_random, rng=np.random.default_rng(0)
+        )
+        table = {look.history: values_S.get(_key_after(env, look, key)) for looks_K in looks_A_K for look in looks_K}
+        estimate = await language_td(
+            looks_A_K, history, call, ask=ask, leaf_value=lambda look, table=table: table[look.history]
+        )
+        choice, _ = await improve(estimate.candidates_A, history, call, ask=ask, rng=rng)
+        if choice is None:
+            raise ValueError(f"State {state!r} got no usable reply, so the sweep has no result.")
+        improved[state] = choice
+    return improved
+
+
+def chosen_value(policy: ImprovedPolicy) -> LanguageValue:
+    """The language value of the candidate that was chosen."""
+    return next(c.value for c in policy.candidates_A if c.action == policy.action)
+
+
+def _key_after(env: TextEnv, look: LookAhead, key: Callable[[TextEnv], Hashable]) -> Hashable:
+    after = env.clone()
+    for action in look.actions:
+        after.step(action)
+    return key(after)
