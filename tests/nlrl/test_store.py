@@ -1,0 +1,278 @@
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from nlrl.engine.base import Completion, Constraint, EngineInfo, Message, Request, Sampling
+from nlrl.errors import ConfigError, StoreError
+from nlrl.store import RunReader, RunStore, list_runs, new_run_id
+from nlrl.store_schema import FILE_NAME, pack_ids, unpack_ids
+from nlrl.types import (
+    CallId,
+    Candidate,
+    Decision,
+    Event,
+    Failure,
+    GameEnd,
+    GameStart,
+    ImprovedPolicy,
+    LanguageValue,
+    LookAhead,
+    Step,
+    Variation,
+)
+
+ENGINE = EngineInfo("scripted", "script", "none", {"vllm": "0.32.0"}, ("Requests cannot be seeded.",))
+HOSTILE = "move [up] \x1b[2J\x00 \ud83d lone"
+
+
+def create(root: Path, run_id: str = "maze-1") -> RunStore:
+    config = {"game": "maze", "seeds": [1, 2]}
+    return RunStore.create(root, run_id, config=config, seed=7, versions={"python": "3.11"}, engine=ENGINE)
+
+
+def game(number: int) -> list[Event]:
+    look = LookAhead(("at 1, 1", "move up", HOSTILE), ("move up",), (-1.0,), None)
+    value = LanguageValue("far: -7.5", -7.5)
+    failure = Failure(CallId(number, 0, "policy"), "format", "no move", HOSTILE)
+    choice = ImprovedPolicy("move up", HOSTILE, (Candidate("move up", value, (Variation(look, value),)),))
+    steps = [
+        Step(number, 0, Decision(number, 0, ("at 1, 1",), choice, (failure,), 37), "move up", -1.0, -1.0, HOSTILE, "#"),
+        Step(number, 1, Decision(number, 1, ("at 1, 1",), None), "fly", -4.0, -5.0, "at 1, 1", "#", legal=False),
+    ]
+    return [GameStart(number, "1, 1", "at 1, 1", "#.#", -6.0), *steps, GameEnd(number, -5.0, 2, "forfeit")]
+
+
+def record_many_games(store: RunStore) -> None:
+    for number in range(1, 500):
+        for event in game(number):
+            store.record_event(event)
+        store.flush()
+
+
+def calls() -> list[tuple[Request, Completion, Failure | None, float]]:
+    sampling, place = Sampling(0.7, 0.9, 30, 11), CallId(0, 1, "value", "move up", 3, 1)
+    messages = (Message("system", "You walk."), Message("user", HOSTILE))
+    plain = Request(messages, Sampling())
+    tight = Request(messages, sampling, Constraint("choice", ("move up", "move down")), place)
+    cut = Completion("mov", (1, 70_000), (1, 2, 3), "length", None, 3, 2)
+    broken = Completion("", finish_reason="error", error="The server answered 500.")
+    return [
+        (plain, Completion("fine", (5,), (1,), "stop", None, 1, 1), None, 0.25),
+        (tight, cut, Failure(place, "cut", "cut at 2 tokens", "mov"), 0.5),
+        (tight, broken, Failure(place, "engine", "no reply", HOSTILE), 1.0),
+    ]
+
+
+def test_the_very_records_come_back(tmp_path: Path) -> None:
+    store = create(tmp_path)
+    for number in (0, 1):
+        for event in game(number):
+            store.record_event(event)
+    for call in calls():
+        store.record_call(*call)
+    store.record_prompts([("compact", "policy", "ab12", "Go $where.")] * 2)
+    store.record_metric("return", -5.0)
+    store.record_metric("return", -6.0)
+    store.finish("finished", {"mean_return": -5.0, "table": [1, 2]})
+    with RunReader.open(store.path) as run:
+        assert [run.events(number) for number in (0, 1)] == [game(0), game(1)]
+        assert [(c.request, c.completion, c.failure, c.seconds) for c in run.calls()] == calls()
+        assert (run.id, run.seed, run.status) == ("maze-1", 7, "finished")
+        assert run.config == {"game": "maze", "seeds": [1, 2]}
+        assert (run.versions, run.engine) == ({"python": "3.11"}, ENGINE)
+        assert run.results == {"mean_return": -5.0, "table": [1, 2]}
+        assert run.metrics == {"return": [-5.0, -6.0]}
+        assert run.prompts() == [("compact", "policy", "ab12", "Go $where.")]
+        assert run.games()[1] == (game(1)[0], game(1)[-1])
+        assert run.finished is not None
+        assert run.finished >= run.started
+
+
+def test_texts_are_stored_once(tmp_path: Path) -> None:
+    store = create(tmp_path)
+    for _ in range(20):
+        store.record_call(*calls()[0])
+    store.close()
+    with sqlite3.connect(store.path / FILE_NAME) as db:
+        assert db.execute("SELECT count(*) FROM calls").fetchone() == (20,)
+        assert db.execute("SELECT count(*) FROM texts").fetchone() == (3,)
+        assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_a_run_is_readable_while_it_goes_on(tmp_path: Path) -> None:
+    store = create(tmp_path)
+    store.record_event(game(0)[0])
+    store.flush()
+    with RunReader.open(store.path) as run:
+        assert run.events(0) == game(0)[:1]
+        assert run.status == "running"
+        store.record_event(game(0)[1])
+        store.flush()
+        assert run.events(0) == game(0)[:2]
+    store.close()
+
+
+def test_rows_are_committed_within_the_batch_time_without_further_calls(tmp_path: Path) -> None:
+    store = create(tmp_path)
+    store.record_event(game(0)[0])
+    with RunReader.open(store.path) as run:
+        deadline = time.monotonic() + 10
+        while not run.games() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert len(run.games()) == 1
+    store.close()
+
+
+WRITER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_store import create, calls, game
+store = create(Path(sys.argv[1]))
+number = 0
+while True:
+    for event in game(number): store.record_event(event)
+    for call in calls(): store.record_call(*call)
+    store.flush()
+    print(number, flush=True)
+    number += 1
+"""
+
+
+@pytest.mark.parametrize("acknowledged", [3, 40])
+def test_a_killed_run_keeps_everything_acknowledged(tmp_path: Path, acknowledged: int) -> None:
+    command = [sys.executable, "-c", WRITER, str(tmp_path), str(Path(__file__).parent)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as child:
+        assert child.stdout is not None
+        for _ in range(acknowledged):
+            assert child.stdout.readline()
+        child.send_signal(signal.SIGKILL)
+    with RunReader.open(tmp_path / "maze-1") as run:
+        assert run.status == "running"
+        assert len(run.games()) >= acknowledged
+        for number in range(acknowledged):
+            assert run.events(number) == game(number)
+        assert len(list(run.calls())) >= 3 * acknowledged
+    with sqlite3.connect(tmp_path / "maze-1" / FILE_NAME) as db:
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_an_existing_run_is_never_overwritten(tmp_path: Path) -> None:
+    create(tmp_path).close()
+    before = (tmp_path / "maze-1" / FILE_NAME).read_bytes()
+    with pytest.raises(StoreError, match="exists already"):
+        create(tmp_path)
+    assert (tmp_path / "maze-1" / FILE_NAME).read_bytes() == before
+
+
+@pytest.mark.parametrize("run_id", ["../x", "/tmp/x", "", "a/b", ".hidden", "Upper", "x" * 65, "a\x00b", "a\n", "ä"])
+def test_run_ids_cannot_leave_the_folder(tmp_path: Path, run_id: str) -> None:
+    with pytest.raises(ConfigError, match="run id"):
+        create(tmp_path / "out", run_id)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_new_run_ids_are_plain_and_unused(tmp_path: Path) -> None:
+    first = new_run_id(tmp_path, "maze", "Org/My Model..v2!")
+    assert first.startswith("maze-org-my-model-v2-2")
+    create(tmp_path, first).close()
+    second = new_run_id(tmp_path, "maze", "Org/My Model..v2!")
+    assert second != first
+    create(tmp_path, second).close()
+    assert len(new_run_id(tmp_path, "x" * 200)) <= 64
+    create(tmp_path, new_run_id(tmp_path, "", "??")).close()
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot be made"):
+        create(tmp_path / "file")
+
+
+def test_a_full_disk_is_reported_and_what_was_written_stays(tmp_path: Path) -> None:
+    store = create(tmp_path)
+    for event in game(0):
+        store.record_event(event)
+    store.flush()
+    # max_page_count makes SQLite fail exactly as a full disk does (SQLITE_FULL).
+    store._queue.put(("PRAGMA max_page_count = 1", ()))
+    with pytest.raises(StoreError, match=r"full.*free space"):
+        record_many_games(store)
+    with pytest.raises(StoreError, match="full"):
+        store.finish()
+    with RunReader.open(store.path) as run:
+        assert run.events(0) == game(0)
+
+
+def test_a_closed_record_takes_no_more(tmp_path: Path) -> None:
+    store = create(tmp_path)
+    store.close()
+    store.close()
+    with pytest.raises(StoreError, match="closed already"):
+        store.record_metric("x", 1.0)
+
+
+def test_what_is_no_record_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no recorded run"):
+        RunReader.open(tmp_path / "nowhere")
+    for name, content in (("text", b"not a database, really" * 100), ("empty", b"")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / FILE_NAME).write_bytes(content)
+        with pytest.raises(StoreError, match=r"cannot be read|record version"):
+            RunReader.open(tmp_path / name)
+    create(tmp_path, "later").close()
+    with sqlite3.connect(tmp_path / "later" / FILE_NAME) as db:
+        db.execute("PRAGMA user_version = 99")
+    with pytest.raises(StoreError, match="version 99"):
+        RunReader.open(tmp_path / "later")
+
+
+def test_damage_inside_a_record_is_found(tmp_path: Path) -> None:
+    store = create(tmp_path)
+    store.record_call(*calls()[0])
+    for event in game(0):
+        store.record_event(event)
+    store.close()
+    with sqlite3.connect(store.path / FILE_NAME) as db:
+        db.execute("DELETE FROM texts")
+        db.execute("UPDATE steps SET decision = '{}'")
+    with RunReader.open(store.path) as run:
+        with pytest.raises(StoreError, match="damaged"):
+            list(run.calls())
+        with pytest.raises(StoreError, match="decision"):
+            run.events(0)
+        with pytest.raises(StoreError, match="no game 5"):
+            run.events(5)
+
+
+def test_readers_cannot_write(tmp_path: Path) -> None:
+    store = create(tmp_path)
+    store.close()
+    with RunReader.open(store.path) as run, pytest.raises(sqlite3.OperationalError, match="readonly"):
+        run._connection.execute("DELETE FROM run")
+
+
+def test_list_runs(tmp_path: Path) -> None:
+    assert list_runs(tmp_path / "absent") == []
+    store = create(tmp_path, "good")
+    for event in (*game(0), game(1)[0]):
+        store.record_event(event)
+    store.finish("interrupted")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / FILE_NAME).write_bytes(b"x" * 5000)
+    (tmp_path / "notes").mkdir()
+    good, bad = list_runs(tmp_path)
+    assert (good.id, good.status, good.games, good.finished_games) == ("good", "interrupted", 2, 1)
+    assert (bad.id, bad.status) == ("bad", "unreadable")
+
+
+@pytest.mark.parametrize("ids", [(), (0,), (1, 65_535), (65_536, 3), (2**32 - 1,)])
+def test_token_ids_are_packed_without_loss(ids: tuple[int, ...]) -> None:
+    assert unpack_ids(pack_ids(ids)) == ids
