@@ -1,0 +1,20 @@
+"""Games in text, each with the exact answer beside it.
+
+`ENVS` is the table of games: id -> "module:callable". The callable makes a `TextEnv`; without arguments it makes the
+default game, and its keyword arguments are the game's options. Nothing of a game is imported before it is asked for.
+
+Importing this package registers the games' numeric faces with gymnasium, so that `gymnasium.make("nlrl/Maze-v0")`
+works, and so does `gymnasium.make("nlrl_envs:nlrl/Maze-v0")` without any import of ours.
+"""
+
+from __future__ import annotations
+
+import gymnasium
+
+ENVS: dict[str, str] = {
+    "maze": "nlrl_envs.maze:MazeText",
+}
+
+gymnasium.register(id="nlrl/Maze-v0", entry_point="nlrl_envs.maze:MazeEnv")
+
+__all__ = ["ENVS"]
