@@ -15,6 +15,11 @@ ENVS: dict[str, str] = {
     "maze": "nlrl_envs.maze:MazeText",
 }
 
+REFERENCES: dict[str, str] = {
+    "maze": "nlrl_envs.maze_solver:reference",
+}
+"""Games with an exact solver: id -> "module:callable" that takes the game and starts and gives a `Reference`."""
+
 gymnasium.register(id="nlrl/Maze-v0", entry_point="nlrl_envs.maze:MazeEnv")
 
-__all__ = ["ENVS"]
+__all__ = ["ENVS", "REFERENCES"]

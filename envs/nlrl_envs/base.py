@@ -27,6 +27,18 @@ class TextStep:
     """Only meaningful with `terminated`: the goal was reached, the game was won."""
 
 
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Exact answers for given starts, by a game's solver: what a run's results are held against."""
+
+    optimal_returns_G: tuple[float, ...]
+    """V* of each start."""
+    random_returns_G: tuple[float, ...]
+    """Expected return of uniformly random play from each start."""
+    random_success_G: tuple[float, ...]
+    """Probability that uniformly random play succeeds."""
+
+
 @runtime_checkable
 class TextEnv(Protocol):
     """One game in progress; single player. Observations are one or more lines of text and end with a newline."""

@@ -9,11 +9,13 @@ all generated ones at 100, the optimum with a horizon is the same.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from nlrl_envs.maze import GOAL_REWARD, HORIZON, RAN_OUT_REWARD, STEP_REWARD
+from nlrl_envs.base import Reference
+from nlrl_envs.maze import GOAL_REWARD, HORIZON, RAN_OUT_REWARD, STEP_REWARD, MazeState, MazeText
 from nlrl_envs.maze_maps import ACTIONS, Cell, MazeMap
 
 
@@ -108,10 +110,22 @@ def greedy_policy(q_S_A: np.ndarray) -> np.ndarray:
 
 
 def manhattan_action_values(table: MazeTable) -> np.ndarray:
-    """A baseline that cannot see walls ahead, (S, A): minus the Manhattan distance of the cell an action leads to."""
+    """A baseline that cannot see dead ends, (S, A): minus the Manhattan distance of the cell an action leads to.
+
+    Its greedy policy depends on how ties are broken. `manhattan_policy` prefers moves along the column (down, then up)
+    to moves along the row, which gives -21.32 and 21 of 25 starts on double_t, -31.24 and 18 of 25 on medium.
+    """
     cells_S_2 = np.array(table.cells_S)
     distances_S = np.abs(cells_S_2 - cells_S_2[table.goal]).sum(axis=1)
     return -distances_S[table.next_S_A].astype(float)
+
+
+def manhattan_policy(table: MazeTable) -> np.ndarray:
+    """Greedy on the Manhattan distance, (S, A) of 0 and 1; ties in the order down, up, left, right."""
+    preferred = [ACTIONS.index(f"move {way}") for way in ("down", "up", "left", "right")]
+    policy_S_A = np.zeros(table.next_S_A.shape)
+    policy_S_A[:, preferred] = greedy_policy(manhattan_action_values(table)[:, preferred])
+    return policy_S_A
 
 
 def evaluate_policy(table: MazeTable, policy_S_A: np.ndarray, horizon: int = HORIZON) -> PolicyValues:
@@ -122,15 +136,9 @@ def evaluate_policy(table: MazeTable, policy_S_A: np.ndarray, horizon: int = HOR
     Raises:
         ValueError: a row of the policy is not a distribution, or the horizon is below 1.
     """
-    others = table.starts
-    if policy_S_A.shape != table.next_S_A.shape:
-        raise ValueError(f"The policy has shape {policy_S_A.shape}; give one of {table.next_S_A.shape}.")
-    if (policy_S_A[others] < 0).any() or not np.allclose(policy_S_A[others].sum(axis=1), 1):
-        raise ValueError("A row of the policy is not a distribution; make its probabilities sum to 1.")
+    policy_S_A = _checked(table, policy_S_A)
     if horizon < 1:
         raise ValueError(f"A horizon has at least 1 move, not {horizon}.")
-    policy_S_A = policy_S_A.copy()
-    policy_S_A[table.goal] = 1 / len(ACTIONS)
     success_S = (np.arange(len(table.cells_S)) == table.goal).astype(float)
     values_S = RAN_OUT_REWARD * (1 - success_S)
     q_S_A = np.zeros_like(policy_S_A)
@@ -141,6 +149,55 @@ def evaluate_policy(table: MazeTable, policy_S_A: np.ndarray, horizon: int = HOR
     return PolicyValues(values_S, q_S_A, success_S)
 
 
+def evaluate_policy_forever(table: MazeTable, policy_S_A: np.ndarray) -> np.ndarray:
+    """V^pi without a horizon, (S,): the solution of V = sum over a of pi (r + V of the next cell).
+
+    Minus infinity where the policy may wander for ever. With horizon 100 the values of weak policies are cut off, and
+    their order can change: greedy on uniform random's values is optimal from 45 of 45 starts of `large` with the
+    horizon and from 43 without.
+
+    Raises:
+        ValueError: a row of the policy is not a distribution.
+    """
+    policy_S_A = _checked(table, policy_S_A)
+    count = len(table.cells_S)
+    transition_S_S = np.zeros((count, count))
+    np.add.at(transition_S_S, (np.arange(count)[:, None], table.next_S_A), policy_S_A)
+    # Paths of up to `count` moves decide who can reach whom; the arrows are what counts, not their weights.
+    reach_S_S = np.linalg.matrix_power((transition_S_S > 0) + np.eye(count), count) > 0
+    lost_S = ~reach_S_S[:, table.goal]
+    ends_S = ~(reach_S_S & lost_S).any(axis=1)
+    inner = np.flatnonzero(ends_S & (np.arange(count) != table.goal))
+    values_S = np.where(ends_S, 0.0, -np.inf)
+    reward_S = (policy_S_A * table.reward_S_A).sum(axis=1)
+    values_S[inner] = np.linalg.solve(np.eye(len(inner)) - transition_S_S[np.ix_(inner, inner)], reward_S[inner])
+    return values_S
+
+
+def _checked(table: MazeTable, policy_S_A: np.ndarray) -> np.ndarray:
+    """A copy of a policy that is a distribution in every row but the goal's, with a uniform row there."""
+    if policy_S_A.shape != table.next_S_A.shape:
+        raise ValueError(f"The policy has shape {policy_S_A.shape}; give one of {table.next_S_A.shape}.")
+    rows = policy_S_A[table.starts]
+    if (rows < 0).any() or not np.allclose(rows.sum(axis=1), 1):
+        raise ValueError("A row of the policy is not a distribution; make its probabilities sum to 1.")
+    policy_S_A = policy_S_A.copy()
+    policy_S_A[table.goal] = 1 / len(ACTIONS)
+    return policy_S_A
+
+
 def start_mean(table: MazeTable, values_S: np.ndarray) -> float:
     """Mean over all starts."""
     return float(values_S[table.starts].mean())
+
+
+def reference(env: MazeText, starts_G: Sequence[MazeState]) -> Reference:
+    """Optimum and uniformly random play from each start, exactly, within the game's horizon."""
+    table = tabulate(env.maze)
+    random = evaluate_policy(table, uniform_policy(table), env.horizon)
+    cells_G = [table.cells_S.index(start.position) for start in starts_G]
+    return Reference(
+        optimal_returns_G=tuple(env.optimal_return(start) for start in starts_G),
+        random_returns_G=tuple(float(random.values_S[s]) for s in cells_G),
+        random_success_G=tuple(float(random.success_S[s]) for s in cells_G),
+    )
