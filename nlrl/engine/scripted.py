@@ -20,9 +20,7 @@ class ScriptedEngine:
     script may lie, which is what the checks above the engine are tested with.
     """
 
-    def __init__(
-        self, replies: Iterable[Reply] | Callable[[Request], Reply], prompt_set: str = "compact"
-    ) -> None:
+    def __init__(self, replies: Iterable[Reply] | Callable[[Request], Reply], prompt_set: str = "compact") -> None:
         self.prompt_set = prompt_set
         self.requests: list[Request] = []
         """Every request so far, in order, so that a test can look at what was asked."""
@@ -41,9 +39,7 @@ class ScriptedEngine:
 
     def describe(self) -> EngineInfo:
         """What runs, for the record."""
-        return EngineInfo(
-            "scripted", "script", "none", notes=("Replies are scripted; constraints are not enforced.",)
-        )
+        return EngineInfo("scripted", "script", "none", notes=("Replies are scripted; constraints are not enforced.",))
 
     async def close(self) -> None:
         """Nothing is held."""
@@ -52,9 +48,7 @@ class ScriptedEngine:
         if self._function is not None:
             return self._function(request)
         if self._used == len(self._script):
-            raise EngineError(
-                f"The script has ended: it holds {self._used} replies, and more were asked for."
-            )
+            raise EngineError(f"The script has ended: it holds {self._used} replies, and more were asked for.")
         self._used += 1
         return self._script[self._used - 1]
 
