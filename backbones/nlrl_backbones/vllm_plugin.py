@@ -1,0 +1,33 @@
+"""The vLLM plugin: tells vLLM about every backbone of the registry (entry point group ``vllm.general_plugins``).
+
+vLLM calls ``register`` in each of its processes, sometimes twice, before it knows whether it needs us; so it is
+idempotent and imports no model. A checkpoint's ``auto_map`` is never followed: no remote code runs.
+"""
+
+import importlib
+import logging
+
+from nlrl_backbones import BACKBONES
+from nlrl_backbones.common.vllm_compat import SUPPORTED_TEXT, supported
+
+logger = logging.getLogger(__name__)
+
+
+def register() -> None:
+    """Register configurations and served models of all backbones with transformers and vLLM."""
+    import vllm
+    from transformers import AutoConfig
+    from vllm.model_executor.models import ModelRegistry
+
+    if not supported(vllm.__version__):
+        logger.warning(
+            "nlrl's backbones are written for vllm%s and may fail under the installed %s: install a supported vLLM.",
+            SUPPORTED_TEXT,
+            vllm.__version__,
+        )
+    known = set(ModelRegistry.get_supported_archs())
+    for backbone in BACKBONES.values():
+        module, _, name = backbone.config.partition(":")
+        AutoConfig.register(backbone.model_type, getattr(importlib.import_module(module), name), exist_ok=True)
+        if backbone.architecture not in known:
+            ModelRegistry.register_model(backbone.architecture, backbone.vllm_model)
