@@ -66,9 +66,7 @@ def _check_starts(env: TextEnv) -> None:
 def _check_ongoing(env: TextEnv) -> None:
     _check_observation(env.observation)
     legal = env.legal_actions
-    _require(
-        isinstance(legal, tuple) and len(legal) > 0, "`legal_actions` is no tuple or empty while the game goes on."
-    )
+    _require(isinstance(legal, tuple) and len(legal) > 0, "`legal_actions` is no tuple, or empty before the end.")
     _require(len(set(legal)) == len(legal), f"`legal_actions` has a move twice: {legal}.")
     _require(
         all(isinstance(move, str) and move == move.strip() and move.isprintable() and move for move in legal),
@@ -90,9 +88,7 @@ def _check_step(env: TextEnv, result: TextStep) -> None:
     _require(result.terminated or not result.success, "A success without `terminated`.")
     over = result.terminated or result.truncated
     _require((env.terminal_text is not None) == over, "`terminal_text` and the end of the game disagree.")
-    _require(
-        (env.legal_actions == ()) == over, "`legal_actions` is () if and only if the game is over; here it is not."
-    )
+    _require((env.legal_actions == ()) == over, "`legal_actions` must be () exactly when the game is over.")
 
 
 def _snapshot(env: TextEnv) -> tuple[Hashable, ...]:
@@ -150,7 +146,7 @@ def _check_copy(env: TextEnv) -> None:
         copy = env.clone()
         copy.step(move)
         _require(
-            (_snapshot(env), env.render()) == (before, drawn), f"Stepping a clone ({move!r}) changed its original."
+            (_snapshot(env), env.render()) == (before, drawn), f"Stepping a clone, {move!r}, changed its original."
         )
         copy.set_state(before[0])
         _require(_snapshot(copy) == before, f"`set_state` did not bring the state back after {move!r}.")

@@ -66,7 +66,7 @@ def describe(maze: MazeMap, position: Cell) -> str:
 
 def draw(maze: MazeMap, position: Cell, visited: frozenset[Cell] = frozenset()) -> str:
     """The maze with text, two columns a cell, rows and columns numbered: @ agent, G goal, · visited, █ wall."""
-    lines = ["   " + "".join(f"{c:<2}" for c in range(len(maze.rows[0])))]
+    lines = ["   " + "".join(f"{c:<2}" for c in range(len(maze.rows[0]))).rstrip()]
     for r, row in enumerate(maze.rows):
         cells = []
         for c, mark in enumerate(row):
@@ -201,7 +201,7 @@ class MazeText:
 
     def optimal_return(self, start: Any) -> float:
         """V* of a state within its remaining moves, exactly: -(d - 1) at distance d from the goal."""
-        position, steps = start
+        position, steps = MazeState(*start)
         left = self.horizon - steps
         distance = self.maze.distances.get(position, left + 1)
         if distance == 0:
@@ -209,7 +209,7 @@ class MazeText:
         return STEP_REWARD * (distance - 1) if distance <= left else STEP_REWARD * left + RAN_OUT_REWARD
 
 
-class MazeEnv(gymnasium.Env[dict[str, np.ndarray], int]):
+class MazeEnv(gymnasium.Env[dict[str, Any], np.int64 | int]):
     """The maze with gymnasium's numeric face; `text_env` is the same game in text.
 
     Observation: `position` (2,) and `goal` (2,), row and column; `walls` (4,), 1 where the action of that index bumps.
@@ -242,7 +242,7 @@ class MazeEnv(gymnasium.Env[dict[str, np.ndarray], int]):
             {"position": cells, "goal": cells, "walls": spaces.MultiBinary(len(ACTIONS))}
         )
 
-    def _observe(self) -> dict[str, np.ndarray]:
+    def _observe(self) -> dict[str, Any]:
         maze, position = self.text_env.maze, self.text_env.state.position
         bumps = [maze.next_cell(position, action) == position for action in range(len(ACTIONS))]
         return {
@@ -261,7 +261,7 @@ class MazeEnv(gymnasium.Env[dict[str, np.ndarray], int]):
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Begin a game; `options={"start": (row, column)}` says where.
 
         Raises:
@@ -272,9 +272,9 @@ class MazeEnv(gymnasium.Env[dict[str, np.ndarray], int]):
         self.text_env.reset(self.np_random, None if start is None else MazeState(tuple(start), 0))
         return self._observe(), self._info()
 
-    def step(self, action: int) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.int64 | int) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Make a move by its number; a number outside 0..3 is an illegal move, not an error."""
-        move = ACTIONS[action] if 0 <= action < len(ACTIONS) else f"move {action}"
+        move = ACTIONS[int(action)] if 0 <= action < len(ACTIONS) else f"move {action}"
         result = self.text_env.step(move)
         info = {**self._info(), "illegal": not result.legal, "is_success": result.success}
         return self._observe(), result.reward, result.terminated, result.truncated, info

@@ -36,8 +36,8 @@ def _game(env: TextEnv, start: Hashable, rng: np.random.Generator) -> list[str]:
         result = env.step(move)
         total, moves = total + result.reward, moves + 1
         mark = "" if result.legal else " (illegal)"
-        lines.append(f"{moves}. {move}{mark}: {result.reward:+g} | {result.observation.rstrip()}")
-    lines += [env.render(), f"{env.terminal_text} moves {moves}, return {total:+g}"]
+        lines.append(f"{moves}. {move}{mark}: {result.reward:g} | {result.observation.rstrip()}")
+    lines += [env.render(), f"{env.terminal_text} Moves {moves}, return {total:g}"]
     return lines
 
 
