@@ -151,35 +151,37 @@ async def play_all(
     seed: int,
     history_items: int = 7,
     at_once: int = 64,
+    first_game: int = 0,
     optimal_returns_G: Sequence[float] | None = None,
 ) -> AsyncIterator[Event]:
     """One game from each start, up to `at_once` at a time so that the engine's batch is full; events as they come.
 
-    Game g draws from a generator of its own, seeded by (`seed`, g): how the games interleave changes none of them.
+    Games are numbered from `first_game`. Game g draws from a generator of its own, seeded by (`seed`, g): how the
+    games interleave changes none of them.
     """
     events: asyncio.Queue[Event | BaseException | None] = asyncio.Queue()
     places = asyncio.Semaphore(at_once)
 
-    async def one(game: int) -> None:
+    async def one(index: int) -> None:
         async with places:
-            optimum = None if optimal_returns_G is None else optimal_returns_G[game]
-            rng = np.random.default_rng((seed, game))
-            async for event in play(
+            game = first_game + index
+            events_of_game = play(
                 env.clone(),
-                starts_G[game],
+                starts_G[index],
                 agent,
                 game=game,
-                rng=rng,
+                rng=np.random.default_rng((seed, game)),
                 history_items=history_items,
-                optimal_return=optimum,
-            ):
+                optimal_return=None if optimal_returns_G is None else optimal_returns_G[index],
+            )
+            async for event in events_of_game:
                 events.put_nowait(event)
 
     async def all_games() -> None:
         try:
             async with asyncio.TaskGroup() as group:
-                for game in range(len(starts_G)):
-                    group.create_task(one(game))
+                for index in range(len(starts_G)):
+                    group.create_task(one(index))
             events.put_nowait(None)
         except BaseExceptionGroup as group_error:
             events.put_nowait(group_error.exceptions[0])

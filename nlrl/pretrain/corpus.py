@@ -17,15 +17,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from nlrl_envs.maze import describe
-from nlrl_envs.maze_maps import ACTIONS, Cell, MazeMap, random_map
+from nlrl_envs.maze_maps import ACTIONS, MAPS, Cell, MazeMap, random_map
 from nlrl_prompts import PromptSet, load
 
 SHARES = {"value": 0.46, "aggregate": 0.24, "improve": 0.14, "combine": 0.06, "policy": 0.10}
 """Share of each skill among the examples."""
+
+HELD_OUT = frozenset(maze.rows for maze in MAPS.values())
+"""Layouts that never occur."""
 
 BUMP_COST = 2
 RETURN_COST = 2
@@ -72,7 +76,7 @@ def judge(cells: Sequence[Cell], goal: Cell) -> str:
     """The description that a way's own text supports."""
     down, right = goal[0] - cells[-1][0], goal[1] - cells[-1][1]
     steps = abs(down) + abs(right)
-    bumps = sum(a == b for a, b in zip(cells, cells[1:], strict=False))
+    bumps = sum(a == b for a, b in pairwise(cells))
     returns = sum(cells[i] != cells[i - 1] and cells[i] in cells[: i - 1] for i in range(1, len(cells)))
     vertical, horizontal = "up" if down < 0 else "down", "left" if right < 0 else "right"
     worth = steps + BUMP_COST * bumps + RETURN_COST * returns
@@ -189,14 +193,12 @@ def draw_maze(rng: np.random.Generator) -> MazeMap:
             drawn.insert(0, "#" * columns)
         if rng.random() < 0.5:
             drawn = ["#" + row for row in drawn]
-    else:
-        rows, columns = (int(n) for n in rng.integers(5, 16, size=2))
-        wall = rng.random((rows, columns)) < rng.uniform(0.1, 0.5)
-        wall[[0, -1]], wall[:, [0, -1]] = True, True
-        wall[1, 1:3] = False
-        drawn = ["".join("#" if cell else "." for cell in row) for row in wall]
-    free = [(r, c) for r, row in enumerate(drawn) for c, mark in enumerate(row) if mark == "."]
-    return MazeMap("drawn", tuple(drawn), free[rng.integers(len(free))])
+        return drawn
+    rows, columns = (int(n) for n in rng.integers(5, 16, size=2))
+    wall = rng.random((rows, columns)) < rng.uniform(0.1, 0.5)
+    wall[[0, -1]], wall[:, [0, -1]] = True, True
+    wall[1, 1:3] = False
+    return ["".join("#" if cell else "." for cell in row) for row in wall]
 
 
 def _history(maze: MazeMap, actions: Sequence[str], cells: Sequence[Cell]) -> str:

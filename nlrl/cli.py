@@ -1,0 +1,152 @@
+"""The command line. Every command is a few lines around a function that can be called from Python."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nlrl import __version__
+from nlrl.config import load_config, parse_override, recipes
+from nlrl.errors import ConfigError, NlrlError
+
+app = typer.Typer(
+    name="nlrl",
+    help="Natural-language reinforcement learning: policy, value and improvement in words, on any backbone.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RUNS = Path("runs/out")
+Overrides = Annotated[list[str] | None, typer.Option("-s", "--set", help="Override a recipe key: env.map=umaze.")]
+RunsFolder = Annotated[Path, typer.Option("--runs", help="Folder of the records.")]
+
+
+@app.callback(invoke_without_command=True)
+def version(show: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False) -> None:
+    """Options that need no command."""
+    if show:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help=f"A recipe ({', '.join(recipes())}) or a path to a .toml file.")],
+    backbone: Annotated[str | None, typer.Option(help="A model in the box, a folder, or a hub id.")] = None,
+    engine: Annotated[str | None, typer.Option(help="vllm, http, torch or oracle.")] = None,
+    base_url: Annotated[str | None, typer.Option(help="An OpenAI-compatible server, for --engine http.")] = None,
+    map_: Annotated[str | None, typer.Option("--map", help="A map of the game, or random:SEED.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything that is drawn.")] = None,
+    set_: Overrides = None,
+    run_id: Annotated[str | None, typer.Option("--id", help="Name of the record; made up when absent.")] = None,
+    runs: RunsFolder = RUNS,
+    plain: Annotated[bool, typer.Option("--plain", help="Lines instead of the live view.")] = False,
+) -> None:
+    """Run a recipe: watch it think, record everything, and grade it against the exact optimum."""
+    from nlrl.session import run_recorded
+
+    named = {
+        "engine.backbone": backbone,
+        "engine.kind": engine or ("http" if base_url else None),
+        "engine.base_url": base_url,
+        "env.map": map_,
+        "seed": seed,
+    }
+    overrides: dict[str, Any] = {key: value for key, value in named.items() if value is not None}
+    overrides |= dict(parse_override(text) for text in set_ or ())
+    status = asyncio.run(run_recorded(load_config(recipe, overrides), runs, run_id, plain=plain))
+    raise typer.Exit(status)
+
+
+@app.command()
+def replay(
+    run_id: Annotated[str, typer.Argument(help="The record's name; see `nlrl runs`.")],
+    game: Annotated[int, typer.Option(help="Number of the game.")] = 0,
+    runs: RunsFolder = RUNS,
+    svg: Annotated[Path | None, typer.Option(help="Write the game as an SVG picture instead.")] = None,
+) -> None:
+    """Step through a recorded game: n next, p previous, q quit."""
+    from nlrl.session import replay_recorded
+
+    replay_recorded(runs, run_id, game, svg)
+
+
+@app.command(name="runs")
+def runs_(runs: RunsFolder = RUNS) -> None:
+    """List the recorded runs."""
+    from nlrl.session import list_recorded
+
+    list_recorded(runs)
+
+
+@app.command()
+def sweep(
+    map_: Annotated[str, typer.Option("--map", help="A maze.")] = "double_t",
+    values: Annotated[str, typer.Option(help="Start from: zero, or manhattan (one improvement only).")] = "zero",
+) -> None:
+    """Policy iteration in exact numbers: the oracle engine through the language operators, against the solver."""
+    from nlrl.exact import print_sweeps
+
+    print_sweeps(map_, values)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(
+    context: typer.Context,
+    backbone: Annotated[str, typer.Argument(help="A model in the box, a folder, or a hub id.")] = "hymba",
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+) -> None:
+    """Serve a backbone with vLLM's own OpenAI-compatible server; further options go to that server."""
+    from nlrl.serve import serve as serve_model
+
+    raise typer.Exit(serve_model(backbone, host=host, port=port, extra=tuple(context.args)))
+
+
+@app.command()
+def doctor(deep: Annotated[bool, typer.Option("--deep", help="Also start vLLM's registry.")] = False) -> None:
+    """Say what is installed, which engine and kernels would run, and what to do about each problem."""
+    from nlrl.doctor import exit_code, main
+
+    raise typer.Exit(exit_code(main(deep=deep)))
+
+
+@app.command()
+def pretrain(
+    backbone: Annotated[str, typer.Option(help="Whose shape: a backbone with a model in the box.")] = "hymba",
+    out: Annotated[Path, typer.Option(help="Folder to write the model to.")] = Path("runs/out/pretrained"),
+    seed: Annotated[int, typer.Option(help="Seed of corpus, weights and order.")] = 0,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 6000,
+    max_seconds: Annotated[float, typer.Option(help="The schedule ends by then.")] = 540.0,
+    workers: Annotated[int, typer.Option(help="Processes that write the corpus.")] = max(1, (os.cpu_count() or 2) - 2),
+    batch_tokens: Annotated[int, typer.Option(help="Tokens a batch, padding included.")] = 65536,
+) -> None:
+    """Make a model in the box again: corpus, tokenizer, training from scratch, grading."""
+    try:
+        from nlrl.pretrain.train import PretrainConfig, pretrain as train
+    except ImportError as error:
+        raise ConfigError(f"Training needs '{error.name}': install nlrl[train].") from error
+    config = PretrainConfig(
+        backbone, seed, steps=steps, max_seconds=max_seconds, workers=workers, batch_tokens=batch_tokens
+    )
+    for name, value in train(config, out).items():
+        typer.echo(f"{name}: {value}")
+
+
+def main() -> None:
+    """Entry point: one sentence and exit code 2 for every failure we foresee, no traceback."""
+    try:
+        app(standalone_mode=True)
+    except NlrlError as error:
+        typer.echo(f"nlrl: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

