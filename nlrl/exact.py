@@ -44,7 +44,7 @@ def sweeps(env: MazeText, values_S: ArithmeticValues | None = None) -> Iterator[
     """Sweeps over all states of a maze, from all zero or from `values_S` by cell, until no value changes."""
     table = tabulate(env.maze)
     exact = dict(zip(table.cells_S, optimal_values(table), strict=True))
-    states = [start for start in env.starts()]
+    states = list(env.starts())
     values = dict(values_S or {state.position: LanguageValue("0.0", 0.0, "table") for state in states})
     ask = Asker(OracleEngine({}), load("arithmetic", "maze"), env.task)
     number = 0

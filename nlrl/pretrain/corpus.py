@@ -183,9 +183,15 @@ _BACK = (1, 0, 3, 2)
 
 
 def draw_maze(rng: np.random.Generator) -> MazeMap:
-    """A maze of 5 to 16 rows and columns: corridors, shifted so that they lie on odd and even lines alike, or cells
-    walled up at random. Any free cell may be the goal.
-    """
+    """A maze of 5 to 16 rows and columns that is not held out; any free cell may be the goal."""
+    while (rows := tuple(_draw_rows(rng))) in HELD_OUT:
+        pass
+    free = [(r, c) for r, row in enumerate(rows) for c, mark in enumerate(row) if mark == "."]
+    return MazeMap("drawn", rows, free[rng.integers(len(free))])
+
+
+def _draw_rows(rng: np.random.Generator) -> list[str]:
+    """Corridors, shifted so that they lie on odd and even lines alike, or cells walled up at random."""
     if rng.random() < 0.5:
         rows, columns = (int(n) for n in rng.choice([5, 7, 9, 11, 13, 15], size=2))
         drawn = list(random_map(int(rng.integers(2**48)), rows, columns).rows)

@@ -41,7 +41,7 @@ def test_a_mistake_is_one_sentence(override, says):
 
 
 def test_an_unknown_recipe_lists_the_known_ones(tmp_path):
-    with pytest.raises(UnknownNameError, match="Unknown recipe 'labyrinth'; known: .*maze"):
+    with pytest.raises(UnknownNameError, match=r"Unknown recipe .labyrinth.; known: .*maze"):
         load_config("labyrinth")
     broken = tmp_path / "broken.toml"
     broken.write_text("[env\n")
