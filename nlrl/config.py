@@ -29,16 +29,16 @@ class EnvConfig(_Part):
     """A map of the game; "random:SEED" draws one."""
     starts: Literal["all"] | int = "all"
     """Every start once, or this many drawn from them."""
-    history_items: int = Field(7, ge=1, le=99)
+    history_items: int = Field(default=7, ge=1, le=99)
     """Observations and actions the agent remembers, counted together; 7 in the paper's maze."""
 
 
 class LookAheadConfig(_Part):
     """How far and how often the agent looks ahead."""
 
-    variations: int = Field(8, ge=1, le=64)
+    variations: int = Field(default=8, ge=1, le=64)
     """K: distinct look-aheads an action."""
-    steps: int = Field(3, ge=0, le=64)
+    steps: int = Field(default=3, ge=0, le=64)
     """l: steps after the candidate action."""
     rollout: Literal["random", "policy"] = "random"
     """Who walks them: uniformly random moves, or the current language policy. Never an oracle."""
@@ -59,9 +59,9 @@ class EngineConfig(_Part):
     """The server's name for the model; its first one when absent."""
     prompts: str = "auto"
     """A prompt set; "auto" takes the one that suits the model."""
-    attempts: int = Field(3, ge=1, le=20)
+    attempts: int = Field(default=3, ge=1, le=20)
     """How often a question may be asked before its bad reply counts as the answer."""
-    at_once: int = Field(64, ge=1, le=4096)
+    at_once: int = Field(default=64, ge=1, le=4096)
     """Games in progress at the same time."""
 
 

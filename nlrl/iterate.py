@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -40,6 +40,8 @@ from nlrl.types import (
 from nlrl.values.look_ahead import NextActions, look_ahead, uniform_random
 from nlrl.values.td import language_td
 from nlrl_envs.base import TextEnv
+
+Key = TypeVar("Key", bound=Hashable)
 
 Agent = Callable[[TextEnv, History, int, int, np.random.Generator], Awaitable[Decision]]
 """(game in progress, history, number of the game, step, randomness) -> decision."""
@@ -199,18 +201,18 @@ async def play_all(
 
 async def sweep(
     env: TextEnv,
-    values_S: Mapping[Hashable, LanguageValue],
+    values_S: Mapping[Key, LanguageValue],
     *,
     ask: Asker,
-    key: Callable[[TextEnv], Hashable],
+    key: Callable[[TextEnv], Key],
     states_S: Sequence[Hashable],
-    rng: np.random.Generator | None = None,
+    order: Sequence[str] | None = None,
 ) -> dict[Hashable, ImprovedPolicy]:
     """One synchronous language TD backup of every state over all its actions, then one improvement in each.
 
     `values_S` holds the language values before the sweep, by `key` of the state; each state's new value is that of the
     candidate its improved policy chose. One-step look-ahead, one variation an action: for games whose moves are
-    deterministic. Raises ValueError when a reply cannot be used, because a sweep with holes is not a sweep.
+    deterministic. Candidates are shown in the game's order, or in `order`, which decides ties. Raises ValueError when a reply cannot be used, because a sweep with holes is not a sweep.
     """
     improved: dict[Hashable, ImprovedPolicy] = {}
     for number, state in enumerate(states_S):
@@ -224,7 +226,8 @@ async def sweep(
         estimate = await language_td(
             looks_A_K, history, call, ask=ask, leaf_value=lambda look, table=table: table[look.history]
         )
-        choice, _ = await improve(estimate.candidates_A, history, call, ask=ask, rng=rng)
+        candidates_A = sorted(estimate.candidates_A, key=lambda c: order.index(c.action) if order else 0)
+        choice, _ = await improve(candidates_A, history, call, ask=ask)
         if choice is None:
             raise ValueError(f"State {state!r} got no usable reply, so the sweep has no result.")
         improved[state] = choice
@@ -236,7 +239,7 @@ def chosen_value(policy: ImprovedPolicy) -> LanguageValue:
     return next(c.value for c in policy.candidates_A if c.action == policy.action)
 
 
-def _key_after(env: TextEnv, look: LookAhead, key: Callable[[TextEnv], Hashable]) -> Hashable:
+def _key_after(env: TextEnv, look: LookAhead, key: Callable[[TextEnv], Key]) -> Key:
     after = env.clone()
     for action in look.actions:
         after.step(action)
