@@ -1,0 +1,169 @@
+"""How a moment of a game is drawn: the picture on the left, what the agent thought on the right.
+
+Everything here returns rich objects and prints nothing; all text of models and records goes through `nlrl.safe_text`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from nlrl.safe_text import as_text, one_line
+from nlrl.terminal.frame import OUTCOMES, Frame
+from nlrl.types import Candidate, Decision
+
+GLYPH_STYLES = {"█": "grey39", "@": "bold bright_green", "G": "bold bright_yellow", "·": "green"}
+"""How the characters of a drawn position are coloured, whatever the game."""
+BORDER = "grey42"
+BAR_CELLS = 12
+SIDE_BY_SIDE = 72
+"""Columns from which picture and thought stand beside each other."""
+
+
+def picture_text(picture: str) -> Text:
+    """A drawn position in colour."""
+    text = as_text(picture)
+    for index, glyph in enumerate(text.plain):
+        style = GLYPH_STYLES.get(glyph) or ("dim" if glyph.isdigit() else None)
+        if style:
+            text.stylize(style, index, index + 1)
+    text.no_wrap = True
+    return text
+
+
+def game_line(frame: Frame) -> Text:
+    """Which game this is and how it stands, one line."""
+    start = frame.start
+    parts = [f"game {start.game}", f"from {one_line(start.start, 24)}", f"move {frame.moves}"]
+    text = Text(" · ".join(parts), style="bold", no_wrap=True, overflow="ellipsis")
+    text.append(f" · return {frame.total_return:g}", style="cyan")
+    if start.optimal_return is not None:
+        text.append(f" (optimum {start.optimal_return:g})", style="dim")
+    if frame.end is not None:
+        style = "bright_green" if frame.end.outcome == "success" else "yellow"
+        text.append(f" · {OUTCOMES[frame.end.outcome]}", style=style)
+    return text
+
+
+def game_view(frame: Frame, console: Console, width: int, rows: int) -> RenderableType:
+    """Picture and thought within `width` columns and at most `rows` rows, frames included.
+
+    The picture is left out where it does not fit; the thought takes the rest.
+    """
+    picture = picture_text(frame.picture)
+    lines = picture.plain.split("\n")
+    needed = max((len(line) for line in lines), default=0) + 4
+    title = "" if frame.step is None else one_line(frame.step.action or "no move", 24)
+    if width >= SIDE_BY_SIDE and needed <= width - 36 and len(lines) + 2 <= rows:
+        # Evaluations are sentences: where there are rows to spare they get them.
+        inner = min(max(len(lines), 12), rows - 2)
+        grid = Table.grid(padding=0)
+        grid.add_column(width=needed)
+        grid.add_column(width=width - needed)
+        grid.add_row(
+            Panel(picture, box=box.ROUNDED, border_style=BORDER, padding=(0, 1), height=inner + 2),
+            _thought_panel(frame, console, width - needed, inner, title),
+        )
+        return grid
+    if needed <= width and len(lines) + 2 + 6 <= rows:
+        panel = Panel(picture, box=box.ROUNDED, border_style=BORDER, padding=(0, 1), width=needed)
+        return Group(panel, _thought_panel(frame, console, width, min(rows - len(lines) - 4, 14), title))
+    return _thought_panel(frame, console, width, max(rows - 2, 1), title)
+
+
+def _thought_panel(frame: Frame, console: Console, width: int, rows: int, title: str) -> Panel:
+    inner = width - 4
+    lines = decision_lines(frame, console, inner, rows)
+    return Panel(
+        Group(*lines),
+        box=box.ROUNDED,
+        border_style=BORDER,
+        padding=(0, 1),
+        width=width,
+        height=rows + 2,
+        title=Text(title, style="bold bright_green") if title else None,
+        title_align="left",
+    )
+
+
+def decision_lines(frame: Frame, console: Console, width: int, rows: int) -> list[Text]:
+    """The last decision in at most `rows` lines: the thought first, then each candidate with its evaluation."""
+    if frame.step is None:
+        return [Text("Looking ahead for the first move …", style="dim italic", no_wrap=True)]
+    decision = frame.step.decision
+    notes = _failure_lines(decision, width)
+    if decision.choice is None:
+        return [Text("No reply could be used.", style="bold red"), *notes][:rows]
+    candidates = decision.choice.candidates_A
+    thought_rows = max(rows - len(notes) - 2 * len(candidates), min(2, rows))
+    thought = wrapped(decision.choice.thought, console, width, thought_rows, "italic")
+    space = max(rows - len(thought) - len(notes), 0)
+    return [*thought, *candidate_lines(candidates, decision.choice.action, width, space), *notes][:rows]
+
+
+def wrapped(text: str, console: Console, width: int, rows: int, style: str) -> list[Text]:
+    """Model text in at most `rows` lines; a cut is shown by an ellipsis."""
+    flat = as_text(" ".join(text.split()), style)
+    lines = list(flat.wrap(console, max(width, 1)))
+    if len(lines) > rows > 0:
+        lines = [
+            *lines[: rows - 1],
+            as_text(one_line(" ".join(line.plain for line in lines[rows - 1 :]), width), style),
+        ]
+    for line in lines:
+        line.no_wrap = True
+    return lines[: max(rows, 0)]
+
+
+def candidate_lines(candidates: Sequence[Candidate], chosen: str, width: int, rows: int) -> list[Text]:
+    """Candidate actions: two lines each (move with number and bar, evaluation in words), one where rows are scarce.
+
+    The bar tells the candidates of one decision apart: empty at the least number of them, full at the greatest.
+    """
+    numbers = [c.value.number for c in candidates if c.value.number is not None]
+    low, high = min(numbers, default=0.0), max(numbers, default=0.0)
+    shown = list(candidates)
+    if len(shown) > rows:
+        best = sorted(shown, key=lambda c: (c.action != chosen, -(c.value.number or low)))[: max(rows - 1, 0)]
+        shown = [c for c in shown if c in best]
+    action_width = min(max((len(one_line(c.action, 18)) for c in shown), default=0), 18)
+    in_words = len(candidates) * 2 <= rows
+    lines: list[Text] = []
+    for candidate in shown:
+        lines.append(_candidate_line(candidate, candidate.action == chosen, action_width, (low, high)))
+        if in_words:
+            lines.append(as_text("  " + one_line(candidate.value.text, width - 2), "dim"))
+    if len(shown) < len(candidates) and rows > 0:
+        lines.append(Text(f"  and {len(candidates) - len(shown)} more", style="dim"))
+    for line in lines:
+        line.no_wrap, line.overflow = True, "ellipsis"
+    return lines
+
+
+def _candidate_line(candidate: Candidate, chosen: bool, action_width: int, span: tuple[float, float]) -> Text:
+    style = "bold bright_green" if chosen else ""
+    line = Text("▸ " if chosen else "  ", style=style)
+    line.append(one_line(candidate.action, 18).ljust(action_width), style=style)
+    number = candidate.value.number
+    if number is None:
+        return line
+    share = 1.0 if span[1] <= span[0] else (number - span[0]) / (span[1] - span[0])
+    filled = round(share * BAR_CELLS)
+    line.append(f" {number:>7.2f}  ", style=style)
+    line.append("━" * filled, style="bright_green" if chosen else "cyan")
+    line.append("━" * (BAR_CELLS - filled), style="grey23")
+    return line
+
+
+def _failure_lines(decision: Decision, width: int) -> list[Text]:
+    if not decision.failures:
+        return []
+    last = decision.failures[-1]
+    count = len(decision.failures)
+    text = f"{count} bad {'reply' if count == 1 else 'replies'}, {last.kind}: {last.reason}"
+    return [as_text(one_line(text, width), "red")]
