@@ -212,7 +212,10 @@ async def sweep(
 
     `values_S` holds the language values before the sweep, by `key` of the state; each state's new value is that of the
     candidate its improved policy chose. One-step look-ahead, one variation an action: for games whose moves are
-    deterministic. Candidates are shown in the game's order, or in `order`, which decides ties. Raises ValueError when a reply cannot be used, because a sweep with holes is not a sweep.
+    deterministic. Candidates are shown in the game's order, or in `order`, which decides ties.
+
+    Raises:
+        ValueError: a reply cannot be used; a sweep with holes is not a sweep.
     """
     improved: dict[Hashable, ImprovedPolicy] = {}
     for number, state in enumerate(states_S):

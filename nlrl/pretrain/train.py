@@ -123,7 +123,7 @@ def pretrain(config: PretrainConfig, out: Path) -> dict[str, Any]:
     started = time.perf_counter()
     sample = islice(examples(seed=config.seed + 1), 20_000)
     tokenizer = train_tokenizer((f"{e.prompt}\n{e.reply}" for e in sample), config.vocab_size)
-    model = new_model(config, tokenizer).to(device)
+    model = _to(new_model(config, tokenizer), device)
     print(
         f"{sum(p.numel() for p in model.parameters()):,} parameters, vocabulary {len(tokenizer)}, {device}", flush=True
     )
@@ -135,7 +135,7 @@ def pretrain(config: PretrainConfig, out: Path) -> dict[str, Any]:
         pin_memory=device == "cuda",
     )
     seen = _train(model, loader, config, device)
-    model = model.to(torch.bfloat16).to(torch.float32)
+    model = _to(_to(model, torch.bfloat16), torch.float32)
     graded = grade(model, tokenizer, list(islice(examples(seed=config.seed + 900_001), 8_192)), device)
     card = {
         "backbone": config.backbone,
@@ -148,7 +148,7 @@ def pretrain(config: PretrainConfig, out: Path) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
     }
     out.mkdir(parents=True, exist_ok=True)
-    model.to(torch.bfloat16).save_pretrained(out)
+    _to(model, torch.bfloat16).save_pretrained(out)
     save_tokenizer(tokenizer, out)
     (out / "nlrl_card.json").write_text(json.dumps(card, indent=2) + "\n")
     return card
@@ -168,6 +168,11 @@ def new_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> Pre
         "pad_token_id": tokenizer.pad_token_id,
     }
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(shape.pop("model_type"), **shape, **ids))
+
+
+def _to(model: PreTrainedModel, target: str | torch.dtype) -> PreTrainedModel:
+    """`model.to`, whose annotation in transformers loses the type."""
+    return torch.nn.Module.to(model, target)  # type: ignore[return-value,arg-type]
 
 
 def _train(model: PreTrainedModel, loader: DataLoader, config: PretrainConfig, device: str) -> dict[str, Any]:
