@@ -1,0 +1,88 @@
+"""Language-model backbones: one folder each, with a transformers model and the same model served by vLLM.
+
+Importing this package is light (no torch, transformers or vLLM). It makes the backbones known to transformers' auto
+classes the moment those are imported, before or after this package, so that
+``AutoModelForCausalLM.from_pretrained(folder)`` works without remote code.
+"""
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import wrapt
+
+__all__ = ["BACKBONES", "Backbone", "boxed_dir"]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """One architecture; classes are named as "module:Class" and imported on first use.
+
+    Attributes:
+        id: name users type.
+        model_type: ``model_type`` in ``config.json``.
+        architecture: entry of ``architectures`` in ``config.json``, under which vLLM looks the model up.
+        config: the transformers configuration class.
+        model: the transformers model class.
+        vllm_model: the model class that vLLM serves.
+        boxed: folder name of the small checkpoint that ships with the package.
+        prompts: prompt set that suits the boxed checkpoint.
+        paper: where the architecture was published.
+    """
+
+    id: str
+    model_type: str
+    architecture: str
+    config: str
+    model: str
+    vllm_model: str
+    boxed: str
+    prompts: str
+    paper: str
+
+
+BACKBONES: dict[str, Backbone] = {
+    "hymba": Backbone(
+        id="hymba",
+        model_type="hymba",
+        architecture="HymbaForCausalLM",
+        config="nlrl_backbones.hymba.config:HymbaConfig",
+        model="nlrl_backbones.hymba.model:HymbaForCausalLM",
+        vllm_model="nlrl_backbones.hymba.vllm_model:HymbaForCausalLM",
+        boxed="hymba-tiny",
+        prompts="compact",
+        paper="Dong et al. 2024, Hymba: A Hybrid-head Architecture for Small Language Models, arXiv 2411.13676",
+    ),
+}
+
+
+def boxed_dir(backbone_id: str) -> Path:
+    """Folder of the small checkpoint that ships with the backbone.
+
+    Raises:
+        ValueError: for an id that is not in ``BACKBONES``.
+    """
+    if backbone_id not in BACKBONES:
+        raise ValueError(f"There is no backbone {backbone_id!r}: choose one of {', '.join(sorted(BACKBONES))}.")
+    return Path(__file__).parent / "boxed" / BACKBONES[backbone_id].boxed
+
+
+def _load(reference: str) -> Any:
+    module, _, name = reference.partition(":")
+    return getattr(import_module(module), name)
+
+
+def _register_configs(auto: ModuleType) -> None:
+    for backbone in BACKBONES.values():
+        auto.AutoConfig.register(backbone.model_type, _load(backbone.config), exist_ok=True)
+
+
+def _register_models(auto: ModuleType) -> None:
+    for backbone in BACKBONES.values():
+        auto.AutoModelForCausalLM.register(_load(backbone.config), _load(backbone.model), exist_ok=True)
+
+
+wrapt.register_post_import_hook(_register_configs, "transformers.models.auto.configuration_auto")
+wrapt.register_post_import_hook(_register_models, "transformers.models.auto.modeling_auto")

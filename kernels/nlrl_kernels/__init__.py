@@ -1,0 +1,22 @@
+"""Kernels of the backbones: each operator in Triton and, as its definition, in plain torch."""
+
+from nlrl_kernels.dispatch import implementation_for, use_implementation
+from nlrl_kernels.ops import (
+    causal_conv1d_update,
+    causal_conv1d_varlen,
+    pinned_window_attention,
+    selective_scan,
+    selective_scan_varlen,
+    selective_state_update,
+)
+
+__all__ = [
+    "causal_conv1d_update",
+    "causal_conv1d_varlen",
+    "implementation_for",
+    "pinned_window_attention",
+    "selective_scan",
+    "selective_scan_varlen",
+    "selective_state_update",
+    "use_implementation",
+]

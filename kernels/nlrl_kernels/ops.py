@@ -1,0 +1,199 @@
+"""The public operators. Each runs the implementation that ``dispatch`` selects for its first argument.
+
+Axes: B batch, T time or packed tokens, C channels, N states, K convolution width, R rows (requests), R1 rows + 1,
+S state slots, H heads (of queries, or of keys and values), D head width, P page size, M always-visible keys.
+"""
+
+import torch
+
+from nlrl_kernels.dispatch import select
+
+
+def selective_scan(
+    u_BTC: torch.Tensor,
+    delta_BTC: torch.Tensor,
+    A_CN: torch.Tensor,
+    B_BTN: torch.Tensor,
+    C_BTN: torch.Tensor,
+    D_C: torch.Tensor,
+    z_BTC: torch.Tensor | None = None,
+    start_BCN: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mamba-1's scan over whole sequences; differentiable in every tensor argument.
+
+    Source: Gu and Dao 2023, arXiv 2312.00752. ``delta_BTC`` is the step size after softplus; ``A_CN`` is negative.
+
+    Args:
+        z_BTC: gate; the output is multiplied by SiLU of it.
+        start_BCN: state before the first token; zeros when None.
+
+    Returns:
+        y_BTC in the dtype of ``u_BTC`` and the final state [B, C, N] in float32 (float64 for float64 input).
+    """
+    return select("selective_scan", u_BTC)(u_BTC, delta_BTC, A_CN, B_BTN, C_BTN, D_C, z_BTC, start_BCN)
+
+
+def selective_scan_varlen(
+    u_TC: torch.Tensor,
+    delta_TC: torch.Tensor,
+    A_CN: torch.Tensor,
+    B_TN: torch.Tensor,
+    C_TN: torch.Tensor,
+    D_C: torch.Tensor,
+    *,
+    starts_R1: torch.Tensor,
+    states_SCN: torch.Tensor,
+    slots_R: torch.Tensor,
+    has_state_R: torch.Tensor,
+    start_CN: torch.Tensor,
+    z_TC: torch.Tensor | None = None,
+    out_TC: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The scan over packed rows, each continuing from its slot's state; no gradient, no host synchronisation.
+
+    Args:
+        starts_R1: first token of each row, and the end of the last.
+        states_SCN: states by slot, any strides; rows read theirs and write it back.
+        slots_R: slot of each row; a negative slot skips the row and leaves its output untouched.
+        has_state_R: whether the row's slot holds its state; if not, the row starts from ``start_CN``.
+        out_TC: where to write the output; allocated when None.
+    """
+    return select("selective_scan_varlen", u_TC)(
+        u_TC,
+        delta_TC,
+        A_CN,
+        B_TN,
+        C_TN,
+        D_C,
+        starts_R1=starts_R1,
+        states_SCN=states_SCN,
+        slots_R=slots_R,
+        has_state_R=has_state_R,
+        start_CN=start_CN,
+        z_TC=z_TC,
+        out_TC=out_TC,
+    )
+
+
+def selective_state_update(
+    u_RC: torch.Tensor,
+    delta_RC: torch.Tensor,
+    A_CN: torch.Tensor,
+    B_RN: torch.Tensor,
+    C_RN: torch.Tensor,
+    D_C: torch.Tensor,
+    *,
+    states_SCN: torch.Tensor,
+    slots_R: torch.Tensor,
+    z_RC: torch.Tensor | None = None,
+    out_RC: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """One token per row: the decode step of ``selective_scan_varlen``, every row continuing from its slot."""
+    return select("selective_state_update", u_RC)(
+        u_RC,
+        delta_RC,
+        A_CN,
+        B_RN,
+        C_RN,
+        D_C,
+        states_SCN=states_SCN,
+        slots_R=slots_R,
+        z_RC=z_RC,
+        out_RC=out_RC,
+    )
+
+
+def causal_conv1d_varlen(
+    x_TC: torch.Tensor,
+    weight_CK: torch.Tensor,
+    bias_C: torch.Tensor,
+    *,
+    starts_R1: torch.Tensor,
+    states_SKC: torch.Tensor,
+    slots_R: torch.Tensor,
+    has_state_R: torch.Tensor,
+    start_KC: torch.Tensor,
+    out_TC: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """SiLU of the causal depthwise convolution over packed rows; no gradient, no host synchronisation.
+
+    Args:
+        states_SKC: per slot the last K - 1 raw inputs, oldest first, any strides; rows read and write back theirs.
+        start_KC: the K - 1 inputs that stand before a row without a state.
+
+    The other arguments are as in ``selective_scan_varlen``.
+    """
+    return select("causal_conv1d_varlen", x_TC)(
+        x_TC,
+        weight_CK,
+        bias_C,
+        starts_R1=starts_R1,
+        states_SKC=states_SKC,
+        slots_R=slots_R,
+        has_state_R=has_state_R,
+        start_KC=start_KC,
+        out_TC=out_TC,
+    )
+
+
+def causal_conv1d_update(
+    x_RC: torch.Tensor,
+    weight_CK: torch.Tensor,
+    bias_C: torch.Tensor,
+    *,
+    states_SKC: torch.Tensor,
+    slots_R: torch.Tensor,
+    out_RC: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """One token per row: the decode step of ``causal_conv1d_varlen``, every row continuing from its slot."""
+    return select("causal_conv1d_update", x_RC)(
+        x_RC, weight_CK, bias_C, states_SKC=states_SKC, slots_R=slots_R, out_RC=out_RC
+    )
+
+
+def pinned_window_attention(
+    q_THD: torch.Tensor,
+    k_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    block_table: torch.Tensor,
+    lengths_R: torch.Tensor,
+    starts_R1: torch.Tensor,
+    *,
+    meta_k_HMD: torch.Tensor,
+    meta_v_HMD: torch.Tensor,
+    window: int | None,
+    scale: float,
+    out_THD: torch.Tensor,
+    max_query_len: int,
+) -> torch.Tensor:
+    """Causal attention of packed rows over a paged cache, with a window and pinned keys that every query sees.
+
+    The queries of a row are the last tokens of its context. A query at position p sees the M pinned keys and the
+    cached keys at positions k <= p with p - k <= window (window + 1 of them; all when window is None). Query head h
+    reads key/value head h // (query heads / key heads). Scores and sums are float32. Pages outside the window are never read.
+
+    Args:
+        k_pages: keys [pages, P, key heads, key width], any strides.
+        v_pages: values [pages, P, key heads, value width], any strides.
+        block_table: page of each P tokens of a row, [R, pages per row].
+        lengths_R: tokens of each row in the cache, its queries included; 0 for an unused row.
+        starts_R1: first query token of each row, and the end of the last.
+        meta_k_HMD: pinned keys, constant over rows.
+        meta_v_HMD: pinned values.
+        out_THD: where the output is written.
+        max_query_len: no row has more query tokens.
+    """
+    return select("pinned_window_attention", q_THD)(
+        q_THD,
+        k_pages,
+        v_pages,
+        block_table,
+        lengths_R,
+        starts_R1,
+        meta_k_HMD=meta_k_HMD,
+        meta_v_HMD=meta_v_HMD,
+        window=window,
+        scale=scale,
+        out_THD=out_THD,
+        max_query_len=max_query_len,
+    )
