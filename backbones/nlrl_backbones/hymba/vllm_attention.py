@@ -190,7 +190,7 @@ class PinnedWindowImpl(AttentionImpl[PinnedWindowMetadata]):
         if attn_metadata is None:  # memory profiling: there are no pages yet
             return output.zero_()
         if attn_metadata.cpu is not None:
-            self._forward_cpu(query, kv_cache, attn_metadata, attn_metadata.cpu, output)
+            self._forward_cpu(query, kv_cache, attn_metadata.cpu, output)
         else:
             self._forward_cuda(query, kv_cache, attn_metadata, output)
         return output
@@ -199,7 +199,6 @@ class PinnedWindowImpl(AttentionImpl[PinnedWindowMetadata]):
         self,
         query: torch.Tensor,
         kv_cache: torch.Tensor,
-        metadata: PinnedWindowMetadata,
         rows: CpuRows,
         output: torch.Tensor,
     ) -> None:
@@ -210,8 +209,8 @@ class PinnedWindowImpl(AttentionImpl[PinnedWindowMetadata]):
             q, pages = strided(query), strided(kv_cache)
             attend(
                 q.flat, q.strides[0], pages.flat, pages.strides[0], pages.strides[1], kv_cache.shape[2],
-                self.meta_HMC.numpy(), rows.block_table, rows.starts, rows.lengths, rows.few,
-                -1 if self.window is None else self.window, np.float32(self.scale),
+                self.meta_HMC.view(-1).numpy(), self.meta_HMC.shape[1], rows.block_table, rows.starts, rows.lengths,
+                rows.few, -1 if self.window is None else self.window, np.float32(self.scale), self.num_kv_heads,
                 self.num_heads // self.num_kv_heads, output.view(len(output), -1).numpy(),
             )  # fmt: skip
         for row in rows.many:
@@ -220,7 +219,7 @@ class PinnedWindowImpl(AttentionImpl[PinnedWindowMetadata]):
                 query[begin:end],
                 kv_cache,
                 self.meta_HMC,
-                metadata.block_table[row],
+                rows.block_table[row],
                 int(rows.lengths[row]),
                 window=self.window,
                 scale=self.scale,

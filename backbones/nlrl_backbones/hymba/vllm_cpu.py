@@ -11,6 +11,7 @@ value width.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numba
@@ -58,6 +59,62 @@ def _sigmoid(x):
     return np.float32(1.0) / (np.float32(1.0) + _exp2(np.float32(-LOG2_E) * x))
 
 
+@_inline
+def _softplus(x):
+    """log(1 + e**x), by the series of 2 artanh(y / (2 + y)) with y = e**-|x| <= 1 (absolute error below 1e-7)."""
+    y = _exp2(np.float32(-LOG2_E) * abs(x))
+    s = y / (np.float32(2.0) + y)
+    s2 = s * s
+    p = np.float32(2.0 / 13.0)
+    p = p * s2 + np.float32(2.0 / 11.0)
+    p = p * s2 + np.float32(2.0 / 9.0)
+    p = p * s2 + np.float32(2.0 / 7.0)
+    p = p * s2 + np.float32(2.0 / 5.0)
+    p = p * s2 + np.float32(2.0 / 3.0)
+    p = p * s2 + np.float32(2.0)
+    return max(x, np.float32(0.0)) + s * p
+
+
+@_jit
+def rms_norm(x_TE, weight_E, eps, out_TE):
+    """Root-mean-square norm of each token."""
+    width = x_TE.shape[1]
+    for t in range(x_TE.shape[0]):
+        x, out = x_TE[t], out_TE[t]
+        total = np.float32(0.0)
+        for i in range(width):
+            total += x[i] * x[i]
+        scale = np.float32(1.0) / np.sqrt(total / np.float32(width) + eps)
+        for i in range(width):
+            out[i] = x[i] * scale * weight_E[i]
+
+
+@_jit
+def mean_of_norms(x_TI, weight_I, z_TI, z_weight_I, eps, out_TI):
+    """(rms_norm(x) + rms_norm(z)) / 2: how Hymba joins its two branches."""
+    width = x_TI.shape[1]
+    half, count = np.float32(0.5), np.float32(width)
+    for t in range(x_TI.shape[0]):
+        x, z, out = x_TI[t], z_TI[t], out_TI[t]
+        total, z_total = np.float32(0.0), np.float32(0.0)
+        for i in range(width):
+            total += x[i] * x[i]
+            z_total += z[i] * z[i]
+        scale, z_scale = half / np.sqrt(total / count + eps), half / np.sqrt(z_total / count + eps)
+        for i in range(width):
+            out[i] = x[i] * scale * weight_I[i] + z[i] * z_scale * z_weight_I[i]
+
+
+@_jit
+def silu_and_mul(x_TF, out_TF):
+    """SiLU of the first half of each token times the second half."""
+    width = out_TF.shape[1]
+    for t in range(out_TF.shape[0]):
+        x, out = x_TF[t], out_TF[t]
+        for i in range(width):
+            out[i] = x[i] * _sigmoid(x[i]) * x[i + width]
+
+
 @_jit
 def causal_conv(x, x_step, weight_KI, bias_I, starts_R, slots_R, fresh_R, state, state_step, start_KI, out_TI):
     """Depthwise causal convolution and SiLU over packed rows; leaves the last K-1 raw inputs in each slot.
@@ -72,41 +129,37 @@ def causal_conv(x, x_step, weight_KI, bias_I, starts_R, slots_R, fresh_R, state,
         if end <= begin:
             continue
         slot = slots_R[row] * state_step
-        if fresh_R[row]:
-            history[:] = start_KI
-        else:
-            history[:] = state[slot : slot + past * channels].reshape((past, channels))
+        kept = state[slot : slot + past * channels].reshape((past, channels))
+        history[:] = start_KI if fresh_R[row] else kept
         for t in range(begin, end):
-            out_TI[t] = bias_I
+            out = out_TI[t]
+            out[:] = bias_I
             for k in range(kernel):
-                source = t - past + k
-                if source >= begin:
-                    at = source * x_step
-                    for i in range(channels):
-                        out_TI[t, i] += weight_KI[k, i] * x[at + i]
-                else:
-                    for i in range(channels):
-                        out_TI[t, i] += weight_KI[k, i] * history[source - begin + past, i]
+                weight, source = weight_KI[k], t - past + k
+                at = source * x_step
+                values = x[at : at + channels] if source >= begin else history[source - begin + past]
+                for i in range(channels):
+                    out[i] += weight[i] * values[i]
             for i in range(channels):
-                out_TI[t, i] *= _sigmoid(out_TI[t, i])
+                out[i] *= _sigmoid(out[i])
         for k in range(past):
             source = end - past + k
-            for i in range(channels):
-                state[slot + k * channels + i] = (
-                    x[source * x_step + i] if source >= begin else history[source - begin + past, i]
-                )
+            at = source * x_step
+            kept[k] = x[at : at + channels] if source >= begin else history[source - begin + past]
 
 
 @_jit
 def selective_scan(
-    u_TI, delta_TI, rate_NI, B_TN, C_TN, skip_I, gate, gate_step, starts_R, slots_R, fresh_R, state, state_step,
+    u_TI, dt_TI, rate_NI, B_TN, C_TN, skip_I, gate, gate_step, starts_R, slots_R, fresh_R, state, state_step,
     start_NI, y_TI,
 ):  # fmt: skip
     """Mamba-1 recurrence over packed rows, its state kept in each slot as [N, I]; ``rate`` is A * log2(e).
 
-    S[n, i] <- exp(delta[i] A[n, i]) S[n, i] + delta[i] u[i] B[n];  y[i] = (sum_n C[n] S[n, i] + skip[i] u[i]) silu(gate[i]).
+    delta = softplus(dt);  S[n, i] <- exp(delta[i] A[n, i]) S[n, i] + delta[i] u[i] B[n];
+    y[i] = (sum_n C[n] S[n, i] + skip[i] u[i]) silu(gate[i]).
     """
     states, channels = rate_NI.shape
+    delta = np.empty(channels, np.float32)
     driven = np.empty(channels, np.float32)
     y = np.empty(channels, np.float32)
     for row in range(slots_R.shape[0]):
@@ -118,18 +171,20 @@ def selective_scan(
         if fresh_R[row]:
             S[:] = start_NI
         for t in range(begin, end):
+            dt, u = dt_TI[t], u_TI[t]
             for i in range(channels):
-                driven[i] = delta_TI[t, i] * u_TI[t, i]
-                y[i] = skip_I[i] * u_TI[t, i]
+                delta[i] = _softplus(dt[i])
+                driven[i] = delta[i] * u[i]
+                y[i] = skip_I[i] * u[i]
             for n in range(states):
-                b, c = B_TN[t, n], C_TN[t, n]
+                b, c, rate, S_I = B_TN[t, n], C_TN[t, n], rate_NI[n], S[n]
                 for i in range(channels):
-                    s = S[n, i] * _exp2(delta_TI[t, i] * rate_NI[n, i]) + driven[i] * b
-                    S[n, i] = s
+                    s = S_I[i] * _exp2(delta[i] * rate[i]) + driven[i] * b
+                    S_I[i] = s
                     y[i] += s * c
+            z = gate[t * gate_step : t * gate_step + channels]
             for i in range(channels):
-                z = gate[t * gate_step + i]
-                y_TI[t, i] = y[i] * z * _sigmoid(z)
+                y_TI[t, i] = y[i] * z[i] * _sigmoid(z[i])
 
 
 @_jit
@@ -143,104 +198,155 @@ def write_pages(key, key_step, value, value_step, slots_T, block_size, heads, D,
         block, offset = slot // block_size, slot % block_size
         for h in range(heads):
             at = block * page_step + h * head_step + offset * width
-            for d in range(D):
-                pages[at + d] = key[t * key_step + h * D + d]
-            for v in range(V):
-                pages[at + D + v] = value[t * value_step + h * V + v]
+            k, v = t * key_step + h * D, t * value_step + h * V
+            pages[at : at + D] = key[k : k + D]
+            pages[at + D : at + width] = value[v : v + V]
+
+
+@_inline
+def _softmax(scores, row, first, last, meta):
+    """Softmax in place over ``meta`` entries from ``row`` on and those from ``row + first`` to ``row + last``."""
+    peak = np.float32(-np.inf)
+    for j in range(row, row + meta):
+        peak = max(peak, scores[np.uint64(j)])
+    for j in range(row + first, row + last):
+        peak = max(peak, scores[np.uint64(j)])
+    total = np.float32(0.0)
+    for j in range(row, row + meta):
+        scores[np.uint64(j)] = _exp2((scores[np.uint64(j)] - peak) * np.float32(LOG2_E))
+        total += scores[np.uint64(j)]
+    for j in range(row + first, row + last):
+        scores[np.uint64(j)] = _exp2((scores[np.uint64(j)] - peak) * np.float32(LOG2_E))
+        total += scores[np.uint64(j)]
+    total = np.float32(1.0) / total
+    for j in range(row, row + meta):
+        scores[np.uint64(j)] *= total
+    for j in range(row + first, row + last):
+        scores[np.uint64(j)] *= total
 
 
 @functools.cache
-def paged_attention(key_width: int, value_width: int):
+def paged_attention(key_width: int, value_width: int) -> Callable[..., None]:
     """Attention over pages and meta tokens, compiled for one pair of head widths; for rows of few queries.
 
     Arguments of the result: query (flat, token step), pages (flat, page step, head step, block size), meta keys and
-    values [H, M, C], block table [R, P], row boundaries, row lengths, the rows to do, W (-1: no window), scale, G,
-    output [T, H * G * V].
+    values (flat [H, M, C], M), block table [R, P], row boundaries, row lengths, the rows to do, W (-1: no window),
+    scale, H, G, output [T, H * G * V]. Indices are unsigned (a signed one is checked for wrapping, which forbids
+    vectors) and keys go four at a time, which shares each load of the query and of the running sum.
     """
     D, V = key_width, value_width
     C = D + V
+    U = np.uint64
+
+    @_inline
+    def dots(q, q_at, store, at, count, base, scores, row):
+        for quad in range(count // 4):
+            j = U(4 * quad)
+            k0, k1, k2, k3 = at[j] + base, at[j + U(1)] + base, at[j + U(2)] + base, at[j + U(3)] + base
+            s0 = s1 = s2 = s3 = np.float32(0.0)
+            for d in range(D):
+                x = q[q_at + U(d)]
+                s0 += x * store[k0 + U(d)]
+                s1 += x * store[k1 + U(d)]
+                s2 += x * store[k2 + U(d)]
+                s3 += x * store[k3 + U(d)]
+            scores[row + j], scores[row + j + U(1)] = s0, s1
+            scores[row + j + U(2)], scores[row + j + U(3)] = s2, s3
+        for j in range(count // 4 * 4, count):
+            k0 = at[U(j)] + base
+            s0 = np.float32(0.0)
+            for d in range(D):
+                s0 += q[q_at + U(d)] * store[k0 + U(d)]
+            scores[row + U(j)] = s0
+
+    @_inline
+    def mix(scores, row, store, at, count, base, total):
+        for quad in range(count // 4):
+            j = U(4 * quad)
+            v0, v1, v2, v3 = at[j] + base, at[j + U(1)] + base, at[j + U(2)] + base, at[j + U(3)] + base
+            p0, p1, p2, p3 = scores[row + j], scores[row + j + U(1)], scores[row + j + U(2)], scores[row + j + U(3)]
+            for v in range(V):
+                i = U(v)
+                total[i] += p0 * store[v0 + i] + p1 * store[v1 + i] + p2 * store[v2 + i] + p3 * store[v3 + i]
+        for j in range(count // 4 * 4, count):
+            v0, p0 = at[U(j)] + base, scores[row + U(j)]
+            for v in range(V):
+                total[U(v)] += p0 * store[v0 + U(v)]
 
     @_jit
     def attend(
-        query, query_step, pages, page_step, head_step, block_size, meta_HMC, table_RP, starts_R, lengths_R, rows,
-        window, scale, group, out_TQ,
+        query, query_step, pages, page_step, head_step, block_size, meta_flat, meta, table_RP, starts_R, lengths_R,
+        rows, window, scale, heads, group, out_TQ,
     ):  # fmt: skip
-        heads, meta = meta_HMC.shape[0], meta_HMC.shape[1]
         longest = 0
         for row in rows:
             longest = max(longest, lengths_R[row])
-        scores = np.empty((group, meta + longest), np.float32)
-        q = np.empty((group, D), np.float32)
-        acc = np.empty((group, V), np.float32)
+        scores = np.empty(meta + longest, np.float32)
+        at, at_meta = np.empty(longest, U), np.arange(meta).astype(U) * U(C)
+        q, total = np.empty(D, np.float32), np.empty(V, np.float32)
         for row in rows:
-            begin, end = starts_R[row], starts_R[row + 1]
-            for t in range(begin, end):
-                last = lengths_R[row] - (end - t)
+            for t in range(starts_R[row], starts_R[row + 1]):
+                last = lengths_R[row] - (starts_R[row + 1] - t)
                 first = max(0, last - window) if window >= 0 else 0
-                count = meta + last - first + 1
-                for h in range(heads):
-                    for g in range(group):
-                        for d in range(D):
-                            q[g, d] = query[t * query_step + (h * group + g) * D + d] * scale
-                        acc[g, :] = np.float32(0.0)
-                    for j in range(meta):
-                        for g in range(group):
-                            dot = np.float32(0.0)
-                            for d in range(D):
-                                dot += q[g, d] * meta_HMC[h, j, d]
-                            scores[g, j] = dot
-                    for position in range(first, last + 1):
-                        at = table_RP[row, position // block_size] * page_step + h * head_step
-                        at += (position % block_size) * C
-                        for g in range(group):
-                            dot = np.float32(0.0)
-                            for d in range(D):
-                                dot += q[g, d] * pages[at + d]
-                            scores[g, meta + position - first] = dot
-                    for g in range(group):
-                        peak = scores[g, 0]
-                        for j in range(count):
-                            peak = max(peak, scores[g, j])
-                        total = np.float32(0.0)
-                        for j in range(count):
-                            p = _exp2((scores[g, j] - peak) * np.float32(LOG2_E))
-                            scores[g, j] = p
-                            total += p
-                        total = np.float32(1.0) / total
-                        for j in range(count):
-                            scores[g, j] *= total
-                    for j in range(meta):
-                        for g in range(group):
-                            p = scores[g, j]
-                            for v in range(V):
-                                acc[g, v] += p * meta_HMC[h, j, D + v]
-                    for position in range(first, last + 1):
-                        at = table_RP[row, position // block_size] * page_step + h * head_step
-                        at += (position % block_size) * C + D
-                        for g in range(group):
-                            p = scores[g, meta + position - first]
-                            for v in range(V):
-                                acc[g, v] += p * pages[at + v]
-                    for g in range(group):
-                        for v in range(V):
-                            out_TQ[t, (h * group + g) * V + v] = acc[g, v]
+                count = last - first + 1
+                for j in range(count):
+                    block, slot = (first + j) // block_size, (first + j) % block_size
+                    at[j] = np.int64(table_RP[row, block]) * page_step + slot * C
+                for head in range(heads * group):
+                    kv_head = head // group
+                    for d in range(D):
+                        q[d] = query[t * query_step + head * D + d] * scale
+                    in_page, in_meta = U(kv_head * head_step), U(kv_head * meta * C)
+                    dots(q, U(0), meta_flat, at_meta, meta, in_meta, scores, U(0))
+                    dots(q, U(0), pages, at, count, in_page, scores, U(meta))
+                    _softmax(scores, 0, 0, meta + count, 0)
+                    total[:] = np.float32(0.0)
+                    mix(scores, U(0), meta_flat, at_meta, meta, in_meta + U(D), total)
+                    mix(scores, U(meta), pages, at, count, in_page + U(D), total)
+                    for v in range(V):
+                        out_TQ[t, head * V + v] = total[v]
 
     return attend
 
 
-@functools.lru_cache(maxsize=512)
-def _hidden(queries: int, keys: int, first_query: int, window: int | None, meta: int) -> torch.Tensor:
-    """True [queries, meta + keys] where a key may not be seen; query i stands at key index first_query + i."""
-    behind = (torch.arange(queries) + first_query)[:, None] - torch.arange(keys)[None]
-    hidden = behind < 0 if window is None else (behind < 0) | (behind > window)
-    return torch.nn.functional.pad(hidden, (meta, 0), value=False)
+@_jit
+def gather_keys(pages, page_step, head_step, block_size, blocks_P, first, meta_HMC, keys_HLD, values_HLV):
+    """Meta keys and values, then those of positions ``first`` onwards, from pages to two dense arrays."""
+    heads, count, D = keys_HLD.shape
+    meta, C = meta_HMC.shape[1], meta_HMC.shape[2]
+    for h in range(heads):
+        keys_HLD[h, :meta] = meta_HMC[h, :, :D]
+        values_HLV[h, :meta] = meta_HMC[h, :, D:]
+        for j in range(meta, count):
+            position = first + j - meta
+            at = np.int64(blocks_P[position // block_size]) * page_step + h * head_step
+            at += (position % block_size) * C
+            keys_HLD[h, j] = pages[at : at + D]
+            values_HLV[h, j] = pages[at + D : at + C]
+
+
+@_jit
+def masked_softmax(scores, rows, queries, keys, meta, behind, window):
+    """Softmax in place of ``rows`` x ``queries`` rows of ``meta + keys`` scores; unseen keys get weight 0.
+
+    Query i stands at key index ``behind + i``.
+    """
+    width = meta + keys
+    for row in range(rows):
+        for i in range(queries):
+            end = behind + i + 1
+            first = max(0, end - 1 - window) if window >= 0 else 0
+            at = (row * queries + i) * width
+            _softmax(scores, at, meta + first, meta + end, meta)
+            scores[at + meta : at + meta + first] = np.float32(0.0)
+            scores[at + meta + end : at + width] = np.float32(0.0)
 
 
 def attend_row(
     query_THD: torch.Tensor,
     pages_BHNC: torch.Tensor,
     meta_HMC: torch.Tensor,
-    blocks_P: torch.Tensor,
+    blocks_P: np.ndarray,
     length: int,
     *,
     window: int | None,
@@ -248,33 +354,37 @@ def attend_row(
     out_THV: torch.Tensor,
     chunk: int = 128,
 ) -> None:
-    """Attention of one request's many queries, by matrix products over its gathered pages; any dtype.
+    """Attention of one request's many queries by matrix products over its gathered pages; any float dtype.
 
     The queries are the last ``len(query_THD)`` of ``length`` positions. Works in chunks of queries, so that memory
     stays bounded and keys after a chunk cost nothing.
     """
     queries, query_heads, D = query_THD.shape
     heads, meta, C = meta_HMC.shape
-    block_size, group, V = pages_BHNC.shape[2], query_heads // heads, C - D
-    start = length - queries
-    first_block = max(0, start - window) // block_size if window is not None else 0
-    gathered = pages_BHNC.index_select(0, blocks_P[first_block : -(-length // block_size)])
-    cached_HLC = gathered.transpose(0, 1).reshape(heads, -1, C)
-    offset = first_block * block_size
-    q_HGTD = (query_THD * scale).view(queries, heads, group, D).permute(1, 2, 0, 3)
+    group, V, start = query_heads // heads, C - D, length - queries
+    if pages_BHNC.dtype != torch.float32:  # convert this request's pages alone, and number them anew
+        pages_BHNC = pages_BHNC[torch.from_numpy(blocks_P[: -(-length // pages_BHNC.shape[2])]).long()].float()
+        blocks_P = np.arange(len(pages_BHNC), dtype=blocks_P.dtype)
+    pages, meta_array = strided(pages_BHNC), meta_HMC.float().numpy()
+    q_HGTD = (query_THD.float() * scale).view(queries, heads, group, D).permute(1, 2, 0, 3)
     for begin in range(0, queries, chunk):
         end = min(begin + chunk, queries)
+        count, high = end - begin, start + end
         low = max(0, start + begin - window) if window is not None else 0
-        high = start + end
-        keys_HLC = torch.cat([meta_HMC, cached_HLC[:, low - offset : high - offset]], dim=1)
-        q = q_HGTD[:, :, begin:end].reshape(heads, group * (end - begin), D)
-        scores = torch.bmm(q, keys_HLC[..., :D].transpose(1, 2)).view(heads, group, end - begin, -1)
-        scores.masked_fill_(_hidden(end - begin, high - low, start + begin - low, window, meta), float("-inf"))
-        weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(keys_HLC.dtype)
-        mixed = torch.bmm(weights.view(heads, group * (end - begin), -1), keys_HLC[..., D:])
-        out_THV[begin:end].view(end - begin, heads, group, V).copy_(
-            mixed.view(heads, group, end - begin, V).permute(2, 0, 1, 3)
-        )
+        width = meta + high - low
+        keys_HLD, values_HLV = torch.empty(heads, width, D), torch.empty(heads, width, V)
+        gather_keys(
+            pages.flat, pages.strides[0], pages.strides[1], pages_BHNC.shape[2], blocks_P, low, meta_array,
+            keys_HLD.numpy(), values_HLV.numpy(),
+        )  # fmt: skip
+        q = q_HGTD[:, :, begin:end].reshape(heads, group * count, D)
+        scores = torch.bmm(q, keys_HLD.transpose(1, 2))
+        masked_softmax(
+            scores.view(-1).numpy(), heads * group, count, high - low, meta, start + begin - low,
+            -1 if window is None else window,
+        )  # fmt: skip
+        mixed = torch.bmm(scores, values_HLV).view(heads, group, count, V).permute(2, 0, 1, 3)
+        out_THV[begin:end].view(count, heads, group, V).copy_(mixed)
 
 
 class ScanWeights(NamedTuple):
@@ -315,10 +425,10 @@ def scan_step(
         inputs.flat, inputs.strides[0], weights.conv_KI, weights.bias_I, starts_R, slots_R, fresh_R,
         conv_state.flat, conv_state.strides[0], mixer.start_conv_KI.numpy(), u_TI.numpy(),
     )  # fmt: skip
-    delta, B, C = mixer.selection(u_TI.to(output.dtype))
+    dt, B, C = mixer.selection(u_TI.to(output.dtype))
     y_TI = output[:tokens] if output.dtype == torch.float32 else torch.empty_like(u_TI)
     selective_scan(
-        u_TI.numpy(), delta.numpy(), weights.rate_NI, B.float().numpy(), C.float().numpy(), weights.skip_I,
+        u_TI.numpy(), dt.float().numpy(), weights.rate_NI, B.float().numpy(), C.float().numpy(), weights.skip_I,
         inputs.flat[channels:], inputs.strides[0], starts_R, slots_R, fresh_R,
         scan_state.flat, scan_state.strides[0], mixer.start_scan.numpy(), y_TI.numpy(),
     )  # fmt: skip

@@ -21,7 +21,6 @@ from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_reduce
 from vllm.forward_context import get_forward_context
 from vllm.model_executor.layers.attention import Attention
-from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import ColumnParallelLinear, MergedColumnParallelLinear, RowParallelLinear
 from vllm.model_executor.layers.mamba import mamba_mixer as _  # noqa: F401  registers torch.ops.vllm.mamba_mixer
 from vllm.model_executor.layers.mamba.abstract import MambaBase
@@ -40,6 +39,7 @@ from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
 
 from .config import HymbaConfig
 from .vllm_attention import PinnedWindowBackend
+from .vllm_layers import RMSNorm, eager_loops
 
 
 def scan_state_shapes(config: HymbaConfig, tp_size: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -143,6 +143,7 @@ class HymbaMixer(nn.Module, MambaBase):
                 f"split over {tp_size} devices: choose a tensor_parallel_size that divides both."
             )
         self.config, self.vllm_config = config, vllm_config
+        self.loops = eager_loops(vllm_config) and tp_size == 1
         self.heads = config.num_attention_heads // tp_size
         self.kv_heads = config.num_key_value_heads // tp_size
         self.channels = config.inner_size // tp_size
@@ -250,7 +251,17 @@ class HymbaMixer(nn.Module, MambaBase):
         return query, key, value, scan_input
 
     def _fuse(self, attended: torch.Tensor, scanned: torch.Tensor) -> torch.Tensor:
-        mean = (self.pre_avg_layernorm1(attended) + self.pre_avg_layernorm2(scanned)) / 2
+        norm1, norm2 = self.pre_avg_layernorm1, self.pre_avg_layernorm2
+        if self.loops:
+            from .vllm_cpu import mean_of_norms
+
+            mean = torch.empty_like(attended)
+            mean_of_norms(
+                attended.numpy(), norm1.weight.numpy(), scanned.numpy(), norm2.weight.numpy(), np.float32(norm1.eps),
+                mean.numpy(),
+            )  # fmt: skip
+        else:
+            mean = (norm1(attended) + norm2(scanned)) / 2
         return self.out_proj(mean)[0]
 
     # The scan, as vLLM's layer
@@ -269,12 +280,11 @@ class HymbaMixer(nn.Module, MambaBase):
             self._scan_cuda(hidden_states, output, step)
 
     def selection(self, u_TI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The scan's data-dependent step sizes [T, I] (after softplus, float32), input B [T, N] and output C [T, N]."""
+        """What the scan's input selects: step sizes before softplus [T, I], input map B and output map C [T, N]."""
         rank, states = self.config.mamba_dt_rank, self.config.mamba_d_state
         dt, B, C = self.x_proj(u_TI)[0].split([rank, states, states], dim=-1)
-        delta = self.dt_proj(self.dt_layernorm(dt.contiguous()))[0]
-        delta = F.softplus(delta.float())
-        return delta, self.B_layernorm(B.contiguous()), self.C_layernorm(C.contiguous())
+        dt = self.dt_proj(self.dt_layernorm(dt.contiguous()))[0]
+        return dt, self.B_layernorm(B.contiguous()), self.C_layernorm(C.contiguous())
 
     def _scan_cpu(self, scan_input: torch.Tensor, output: torch.Tensor, step: ScanMetadata) -> None:
         from .vllm_cpu import scan_step
@@ -315,8 +325,8 @@ class HymbaMixer(nn.Module, MambaBase):
         past = self.config.mamba_d_conv - 1
         padded = F.pad(x_MI, (0, 0, past, 0))
         u_MI = F.silu(F.conv1d(padded.T, self.conv1d.weight, self.conv1d.bias, groups=self.channels)).T.contiguous()
-        delta, B, C = self.selection(u_MI)
-        u, B, C = u_MI.float(), B.float(), C.float()
+        dt, B, C = self.selection(u_MI)
+        delta, u, B, C = F.softplus(dt.float()), u_MI.float(), B.float(), C.float()
         state = torch.zeros_like(self.A)
         y = torch.empty_like(u)
         for t in range(len(u)):

@@ -12,9 +12,7 @@ from torch import nn
 from vllm.compilation.decorators import support_torch_compile
 from vllm.config import VllmConfig
 from vllm.distributed import get_pp_group
-from vllm.model_executor.layers.activation import SiluAndMul
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
-from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import MergedColumnParallelLinear, RowParallelLinear
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.mamba.mamba_utils import MambaStateCopyFuncCalculator
@@ -26,6 +24,7 @@ from vllm.sequence import IntermediateTensors
 from nlrl_backbones.common.vllm_compat import check_signatures
 
 from .config import HymbaConfig
+from .vllm_layers import RMSNorm, SiluAndMul
 from .vllm_mixer import HymbaMixer, scan_state_dtypes, scan_state_shapes
 
 
