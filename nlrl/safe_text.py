@@ -23,11 +23,11 @@ _SEQUENCES = re.compile(
 _LINE_ENDS = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
 # C0 but tab and newline, DEL, C1; then what has no width of its own and so hides or reorders text: soft hyphen,
 # grapheme joiner, bidirectional marks, embeddings and isolates, zero-width spaces and joiners, invisible operators,
-# interlinear marks, variation selectors, byte order mark, tags.
+# interlinear marks, variation selectors, byte order mark, noncharacters, tags.
 _INVISIBLE = re.compile(
     "[\x00-\x08\x0e-\x1f\x7f-\x9f"
     "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
-    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U000e0000-\U000e0fff]"
+    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\ufffe\uffff\U000e0000-\U000e0fff]"
 )
 _SURROGATES = re.compile("[\ud800-\udfff]")
 

@@ -1,1 +1,1 @@
-"""What a person sees: live view, plain lines, the final table, replay. Consumers of `nlrl.types.Event`, nothing else."""
+"""What a person sees: live view, plain lines, final table, replay. Consumers of `nlrl.types.Event`, no more."""

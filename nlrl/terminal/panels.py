@@ -5,9 +5,11 @@ Everything here returns rich objects and prints nothing; all text of models and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
@@ -20,7 +22,10 @@ from nlrl.types import Candidate, Decision
 GLYPH_STYLES = {"█": "grey39", "@": "bold bright_green", "G": "bold bright_yellow", "·": "green"}
 """How the characters of a drawn position are coloured, whatever the game."""
 BORDER = "grey42"
-BAR_CELLS = 12
+BAR_CELLS = (4, 24)
+"""Least and greatest length of a candidate's bar."""
+LEAST_ROWS = 11
+"""Rows of the thought beside a small picture: three lines and four candidates in two lines each."""
 SIDE_BY_SIDE = 72
 """Columns from which picture and thought stand beside each other."""
 
@@ -61,7 +66,7 @@ def game_view(frame: Frame, console: Console, width: int, rows: int) -> Renderab
     title = "" if frame.step is None else one_line(frame.step.action or "no move", 24)
     if width >= SIDE_BY_SIDE and needed <= width - 36 and len(lines) + 2 <= rows:
         # Evaluations are sentences: where there are rows to spare they get them.
-        inner = min(max(len(lines), 12), rows - 2)
+        inner = min(max(len(lines), LEAST_ROWS), rows - 2)
         grid = Table.grid(padding=0)
         grid.add_column(width=needed)
         grid.add_column(width=width - needed)
@@ -103,6 +108,8 @@ def decision_lines(frame: Frame, console: Console, width: int, rows: int) -> lis
     thought_rows = max(rows - len(notes) - 2 * len(candidates), min(2, rows))
     thought = wrapped(decision.choice.thought, console, width, thought_rows, "italic")
     space = max(rows - len(thought) - len(notes), 0)
+    if space > 2 * len(candidates) > 0:
+        thought.append(Text())
     return [*thought, *candidate_lines(candidates, decision.choice.action, width, space), *notes][:rows]
 
 
@@ -125,17 +132,22 @@ def candidate_lines(candidates: Sequence[Candidate], chosen: str, width: int, ro
 
     The bar tells the candidates of one decision apart: empty at the least number of them, full at the greatest.
     """
-    numbers = [c.value.number for c in candidates if c.value.number is not None]
+    numbers = [number for c in candidates if (number := _number(c)) is not None]
     low, high = min(numbers, default=0.0), max(numbers, default=0.0)
     shown = list(candidates)
     if len(shown) > rows:
-        best = sorted(shown, key=lambda c: (c.action != chosen, -(c.value.number or low)))[: max(rows - 1, 0)]
+        best = sorted(shown, key=lambda c: (c.action != chosen, -(_number(c) or low)))[: max(rows - 1, 0)]
         shown = [c for c in shown if c in best]
-    action_width = min(max((len(one_line(c.action, 18)) for c in shown), default=0), 18)
+    action_width = max((cell_len(one_line(c.action, 18)) for c in shown), default=0)
+    cells = min(max(width - action_width - 12, BAR_CELLS[0]), BAR_CELLS[1])
     in_words = len(candidates) * 2 <= rows
     lines: list[Text] = []
     for candidate in shown:
-        lines.append(_candidate_line(candidate, candidate.action == chosen, action_width, (low, high)))
+        line = _action_text(candidate, candidate.action == chosen, action_width)
+        if (number := _number(candidate)) is not None:
+            share = 1.0 if high <= low else (number - low) / (high - low)
+            line.append_text(_bar(share, cells, "bright_green" if candidate.action == chosen else "cyan"))
+        lines.append(line)
         if in_words:
             lines.append(as_text("  " + one_line(candidate.value.text, width - 2), "dim"))
     if len(shown) < len(candidates) and rows > 0:
@@ -145,19 +157,22 @@ def candidate_lines(candidates: Sequence[Candidate], chosen: str, width: int, ro
     return lines
 
 
-def _candidate_line(candidate: Candidate, chosen: bool, action_width: int, span: tuple[float, float]) -> Text:
-    style = "bold bright_green" if chosen else ""
-    line = Text("▸ " if chosen else "  ", style=style)
-    line.append(one_line(candidate.action, 18).ljust(action_width), style=style)
+def _number(candidate: Candidate) -> float | None:
+    """The candidate's number when it can be drawn."""
     number = candidate.value.number
-    if number is None:
-        return line
-    share = 1.0 if span[1] <= span[0] else (number - span[0]) / (span[1] - span[0])
-    filled = round(share * BAR_CELLS)
-    line.append(f" {number:>7.2f}  ", style=style)
-    line.append("━" * filled, style="bright_green" if chosen else "cyan")
-    line.append("━" * (BAR_CELLS - filled), style="grey23")
-    return line
+    return number if number is not None and math.isfinite(number) else None
+
+
+def _action_text(candidate: Candidate, chosen: bool, action_width: int) -> Text:
+    action, number = one_line(candidate.action, 18), _number(candidate)
+    line = f"{'▸' if chosen else ' '} {action}{' ' * (action_width - cell_len(action))}"
+    # Adding zero turns -0.0, which a model may well write, into 0.0.
+    return Text(line if number is None else f"{line} {number + 0.0:>7.2f} ", "bold bright_green" if chosen else "")
+
+
+def _bar(share: float, cells: int, style: str) -> Text:
+    filled = round(share * cells)
+    return Text.assemble((" " + "━" * filled, style), ("─" * (cells - filled), "grey23"))
 
 
 def _failure_lines(decision: Decision, width: int) -> list[Text]:

@@ -60,9 +60,9 @@ class RunResult:
 
 def result_table(result: RunResult) -> RenderableType:
     """The table and one line about the replies below it; fits 80 columns."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), header_style="bold")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False, collapse_padding=True, header_style="bold")
     table.add_column("policy", overflow="fold")
-    for heading in ("mean return", "95 % interval", "success", "below optimum"):
+    for heading in ("mean return", "95 % interval", "success", "opt. gap"):
         table.add_column(heading, justify="right", no_wrap=True)
     optimum = result.optimum
     for row in result.rows:
