@@ -24,6 +24,10 @@ from vllm.v1.attention.backend import (
 )
 from vllm.v1.kv_cache_interface import KVCacheLayout
 
+from nlrl_kernels import pinned_window_attention
+
+from .vllm_layers import cpu_loops
+
 # From this many queries on, one request's attention is cheaper as matrix products than as a loop over pages.
 _MANY_QUERIES = 12
 
@@ -92,7 +96,7 @@ class PinnedWindowMetadataBuilder(AttentionMetadataBuilder[PinnedWindowMetadata]
 
     def __init__(self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: torch.device) -> None:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device)
-        self._loops = device.type == "cpu" and kv_cache_spec.dtype == torch.float32
+        self._few_at_once = kv_cache_spec.dtype == torch.float32  # the loop over pages reads float32
 
     def build(
         self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
@@ -104,13 +108,13 @@ class PinnedWindowMetadataBuilder(AttentionMetadataBuilder[PinnedWindowMetadata]
             starts=common.query_start_loc,
             lengths=common.seq_lens,
             block_table=common.block_table_tensor,
-            cpu=self._cpu_rows(common) if self.device.type == "cpu" else None,
+            cpu=self._cpu_rows(common) if cpu_loops() else None,
         )
 
     def _cpu_rows(self, common: CommonAttentionMetadata) -> CpuRows:
         starts = common.query_start_loc.numpy()
         queries = np.diff(starts)
-        few = queries < _MANY_QUERIES if self._loops else np.zeros(len(queries), bool)
+        few = queries < _MANY_QUERIES if self._few_at_once else np.zeros(len(queries), bool)
         return CpuRows(
             starts=starts,
             lengths=common.seq_lens.numpy(),
@@ -159,13 +163,13 @@ class PinnedWindowImpl(AttentionImpl[PinnedWindowMetadata]):
         slot_mapping: torch.Tensor,
     ) -> None:
         """Store key [T, H, D] and value [T, H, V] in pages [B, H, N, D + V] at ``slot_mapping`` [T]."""
-        if kv_cache.device.type != "cpu":
+        if kv_cache.is_cuda:
             from vllm.v1.attention.ops.triton_reshape_and_cache_flash import triton_reshape_and_cache_flash_diffkv
 
             triton_reshape_and_cache_flash_diffkv(
                 key, value, kv_cache.transpose(1, 2), slot_mapping, "auto", layer._k_scale, layer._v_scale
             )
-        elif kv_cache.dtype == torch.float32:
+        elif kv_cache.dtype == torch.float32 and cpu_loops():
             _write_with_loops(key, value, kv_cache, slot_mapping)
         else:
             kept = slot_mapping >= 0
@@ -190,12 +194,12 @@ class PinnedWindowImpl(AttentionImpl[PinnedWindowMetadata]):
         if attn_metadata is None:  # memory profiling: there are no pages yet
             return output.zero_()
         if attn_metadata.cpu is not None:
-            self._forward_cpu(query, kv_cache, attn_metadata.cpu, output)
+            self._forward_with_loops(query, kv_cache, attn_metadata.cpu, output)
         else:
-            self._forward_cuda(query, kv_cache, attn_metadata, output)
+            self._forward_with_kernel(query, kv_cache, attn_metadata, output)
         return output
 
-    def _forward_cpu(
+    def _forward_with_loops(
         self,
         query: torch.Tensor,
         kv_cache: torch.Tensor,
@@ -226,11 +230,9 @@ class PinnedWindowImpl(AttentionImpl[PinnedWindowMetadata]):
                 out_THV=output[begin:end],
             )
 
-    def _forward_cuda(
+    def _forward_with_kernel(
         self, query: torch.Tensor, kv_cache: torch.Tensor, metadata: PinnedWindowMetadata, output: torch.Tensor
     ) -> None:
-        from nlrl_kernels import pinned_window_attention
-
         count, width = metadata.num_tokens, self.head_size
         pages_BNHC = kv_cache.transpose(1, 2)
         pinned_window_attention(

@@ -225,6 +225,47 @@ def _softmax(scores, row, first, last, meta):
         scores[np.uint64(j)] *= total
 
 
+@_inline
+def _dots(q, D, store, at, count, base, scores, row):
+    """Scores of one query against ``count`` keys of width D, key j at ``at[j] + base`` in the store."""
+    for quad in range(count // 4):
+        j = np.uint64(4 * quad)
+        k0, k1 = at[j] + base, at[j + np.uint64(1)] + base
+        k2, k3 = at[j + np.uint64(2)] + base, at[j + np.uint64(3)] + base
+        s0 = s1 = s2 = s3 = np.float32(0.0)
+        for d in range(D):
+            x = q[np.uint64(d)]
+            s0 += x * store[k0 + np.uint64(d)]
+            s1 += x * store[k1 + np.uint64(d)]
+            s2 += x * store[k2 + np.uint64(d)]
+            s3 += x * store[k3 + np.uint64(d)]
+        scores[row + j], scores[row + j + np.uint64(1)] = s0, s1
+        scores[row + j + np.uint64(2)], scores[row + j + np.uint64(3)] = s2, s3
+    for j in range(count // 4 * 4, count):
+        k0 = at[np.uint64(j)] + base
+        s0 = np.float32(0.0)
+        for d in range(D):
+            s0 += q[np.uint64(d)] * store[k0 + np.uint64(d)]
+        scores[row + np.uint64(j)] = s0
+
+@_inline
+def _mix(scores, row, store, V, at, count, base, total):
+    """Add ``count`` values of width V to ``total``, weighted by their scores."""
+    for quad in range(count // 4):
+        j = np.uint64(4 * quad)
+        v0, v1 = at[j] + base, at[j + np.uint64(1)] + base
+        v2, v3 = at[j + np.uint64(2)] + base, at[j + np.uint64(3)] + base
+        p0, p1 = scores[row + j], scores[row + j + np.uint64(1)]
+        p2, p3 = scores[row + j + np.uint64(2)], scores[row + j + np.uint64(3)]
+        for v in range(V):
+            i = np.uint64(v)
+            total[i] += p0 * store[v0 + i] + p1 * store[v1 + i] + p2 * store[v2 + i] + p3 * store[v3 + i]
+    for j in range(count // 4 * 4, count):
+        v0, p0 = at[np.uint64(j)] + base, scores[row + np.uint64(j)]
+        for v in range(V):
+            total[np.uint64(v)] += p0 * store[v0 + np.uint64(v)]
+
+
 @functools.cache
 def paged_attention(key_width: int, value_width: int) -> Callable[..., None]:
     """Attention over pages and meta tokens, compiled for one pair of head widths; for rows of few queries.
@@ -237,41 +278,6 @@ def paged_attention(key_width: int, value_width: int) -> Callable[..., None]:
     D, V = key_width, value_width
     C = D + V
     U = np.uint64
-
-    @_inline
-    def dots(q, q_at, store, at, count, base, scores, row):
-        for quad in range(count // 4):
-            j = U(4 * quad)
-            k0, k1, k2, k3 = at[j] + base, at[j + U(1)] + base, at[j + U(2)] + base, at[j + U(3)] + base
-            s0 = s1 = s2 = s3 = np.float32(0.0)
-            for d in range(D):
-                x = q[q_at + U(d)]
-                s0 += x * store[k0 + U(d)]
-                s1 += x * store[k1 + U(d)]
-                s2 += x * store[k2 + U(d)]
-                s3 += x * store[k3 + U(d)]
-            scores[row + j], scores[row + j + U(1)] = s0, s1
-            scores[row + j + U(2)], scores[row + j + U(3)] = s2, s3
-        for j in range(count // 4 * 4, count):
-            k0 = at[U(j)] + base
-            s0 = np.float32(0.0)
-            for d in range(D):
-                s0 += q[q_at + U(d)] * store[k0 + U(d)]
-            scores[row + U(j)] = s0
-
-    @_inline
-    def mix(scores, row, store, at, count, base, total):
-        for quad in range(count // 4):
-            j = U(4 * quad)
-            v0, v1, v2, v3 = at[j] + base, at[j + U(1)] + base, at[j + U(2)] + base, at[j + U(3)] + base
-            p0, p1, p2, p3 = scores[row + j], scores[row + j + U(1)], scores[row + j + U(2)], scores[row + j + U(3)]
-            for v in range(V):
-                i = U(v)
-                total[i] += p0 * store[v0 + i] + p1 * store[v1 + i] + p2 * store[v2 + i] + p3 * store[v3 + i]
-        for j in range(count // 4 * 4, count):
-            v0, p0 = at[U(j)] + base, scores[row + U(j)]
-            for v in range(V):
-                total[U(v)] += p0 * store[v0 + U(v)]
 
     @_jit
     def attend(
@@ -297,12 +303,12 @@ def paged_attention(key_width: int, value_width: int) -> Callable[..., None]:
                     for d in range(D):
                         q[d] = query[t * query_step + head * D + d] * scale
                     in_page, in_meta = U(kv_head * head_step), U(kv_head * meta * C)
-                    dots(q, U(0), meta_flat, at_meta, meta, in_meta, scores, U(0))
-                    dots(q, U(0), pages, at, count, in_page, scores, U(meta))
+                    _dots(q, D, meta_flat, at_meta, meta, in_meta, scores, U(0))
+                    _dots(q, D, pages, at, count, in_page, scores, U(meta))
                     _softmax(scores, 0, 0, meta + count, 0)
                     total[:] = np.float32(0.0)
-                    mix(scores, U(0), meta_flat, at_meta, meta, in_meta + U(D), total)
-                    mix(scores, U(meta), pages, at, count, in_page + U(D), total)
+                    _mix(scores, U(0), meta_flat, V, at_meta, meta, in_meta + U(D), total)
+                    _mix(scores, U(meta), pages, V, at, count, in_page + U(D), total)
                     for v in range(V):
                         out_TQ[t, head * V + v] = total[v]
 

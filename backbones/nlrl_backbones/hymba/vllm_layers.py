@@ -7,10 +7,15 @@ from vllm.model_executor.layers import activation, layernorm
 from vllm.platforms import current_platform
 
 
+def cpu_loops() -> bool:
+    """Whether attention and scan run in the compiled loops of ``vllm_cpu`` instead of ``nlrl_kernels``."""
+    return current_platform.is_cpu()
+
+
 def eager_loops(vllm_config: VllmConfig) -> bool:
     """Whether layers outside vLLM's opaque operations may call compiled loops: torch.compile cannot trace them."""
     return (
-        current_platform.is_cpu()
+        cpu_loops()
         and vllm_config.model_config.dtype == torch.float32
         and vllm_config.compilation_config.mode == CompilationMode.NONE
     )

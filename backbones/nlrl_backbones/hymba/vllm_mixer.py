@@ -27,7 +27,6 @@ from vllm.model_executor.layers.mamba.abstract import MambaBase
 from vllm.model_executor.layers.rotary_embedding import get_rope
 from vllm.model_executor.model_loader.weight_utils import composed_weight_loader, sharded_weight_loader
 from vllm.model_executor.utils import set_weight_attrs
-from vllm.platforms import current_platform
 from vllm.utils.torch_utils import STR_DTYPE_TO_TORCH_DTYPE, _encode_layer_name
 from vllm.v1.attention.backend import AttentionBackend, CommonAttentionMetadata
 from vllm.v1.attention.backends.mamba1_attn import (
@@ -37,18 +36,25 @@ from vllm.v1.attention.backends.mamba1_attn import (
 )
 from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
 
+from nlrl_kernels import (
+    causal_conv1d_update,
+    causal_conv1d_varlen,
+    selective_scan_varlen,
+    selective_state_update,
+)
+
 from .config import HymbaConfig
 from .vllm_attention import PinnedWindowBackend
-from .vllm_layers import RMSNorm, eager_loops
+from .vllm_layers import RMSNorm, cpu_loops, eager_loops
 
 
 def scan_state_shapes(config: HymbaConfig, tp_size: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """Shapes of a request's state in its page: the last raw convolution inputs [K - 1, I] and the scan's state.
 
-    The scan's state is [N, I] on a CPU, where loops run over channels, and [I, N] on a GPU.
+    The scan's state is [N, I] for the loops on a CPU, which run along channels, and [I, N] for the kernels.
     """
     channels = config.inner_size // tp_size
-    scan = (config.mamba_d_state, channels) if current_platform.is_cpu() else (channels, config.mamba_d_state)
+    scan = (config.mamba_d_state, channels) if cpu_loops() else (channels, config.mamba_d_state)
     return (config.mamba_d_conv - 1, channels), scan
 
 
@@ -56,7 +62,7 @@ def scan_state_dtypes(vllm_config: VllmConfig) -> tuple[torch.dtype, torch.dtype
     """Dtypes of the two states. The scan's is float32 unless asked otherwise: rounding it at every step drifts."""
     asked = vllm_config.cache_config.mamba_ssm_cache_dtype
     scan = torch.float32 if asked == "auto" else STR_DTYPE_TO_TORCH_DTYPE[asked]
-    if current_platform.is_cpu():
+    if cpu_loops():
         return torch.float32, torch.float32
     return vllm_config.model_config.dtype, scan
 
@@ -82,7 +88,7 @@ class _ScanMetadataBuilder(Mamba1AttentionMetadataBuilder):
     ) -> ScanMetadata:
         metadata = super().build(common_prefix_len, common_attn_metadata, fast_build, **kwargs)
         assert isinstance(metadata, ScanMetadata)
-        if self.device.type == "cpu":
+        if cpu_loops():
             starts = common_attn_metadata.query_start_loc.numpy()
             metadata.starts = starts
             metadata.fresh = common_attn_metadata.seq_lens.numpy() == np.diff(starts)
@@ -225,7 +231,7 @@ class HymbaMixer(nn.Module, MambaBase):
         else:
             self.meta_HMC = producer.meta_HMC
         self.attn.impl.meta_HMC = self.meta_HMC  # type: ignore[attr-defined]
-        if current_platform.is_cpu():
+        if cpu_loops():
             from .vllm_cpu import ScanWeights
 
             self.scan_weights = ScanWeights.empty(self.channels, self.config.mamba_d_state, self.config.mamba_d_conv)
@@ -274,10 +280,10 @@ class HymbaMixer(nn.Module, MambaBase):
             return
         assert isinstance(metadata, dict)
         step = metadata[self.scan_name]
-        if hidden_states.device.type == "cpu":
-            self._scan_cpu(hidden_states, output, step)
+        if cpu_loops():
+            self._scan_with_loops(hidden_states, output, step)
         else:
-            self._scan_cuda(hidden_states, output, step)
+            self._scan_with_kernels(hidden_states, output, step)
 
     def selection(self, u_TI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What the scan's input selects: step sizes before softplus [T, I], input map B and output map C [T, N]."""
@@ -286,7 +292,7 @@ class HymbaMixer(nn.Module, MambaBase):
         dt = self.dt_proj(self.dt_layernorm(dt.contiguous()))[0]
         return dt, self.B_layernorm(B.contiguous()), self.C_layernorm(C.contiguous())
 
-    def _scan_cpu(self, scan_input: torch.Tensor, output: torch.Tensor, step: ScanMetadata) -> None:
+    def _scan_with_loops(self, scan_input: torch.Tensor, output: torch.Tensor, step: ScanMetadata) -> None:
         from .vllm_cpu import scan_step
 
         slots = [step.state_indices_tensor_d[:, 0]] if step.state_indices_tensor_d is not None else []
@@ -294,8 +300,41 @@ class HymbaMixer(nn.Module, MambaBase):
         assert step.starts is not None and step.fresh is not None
         scan_step(self, scan_input, torch.cat(slots).numpy(), step.starts, step.fresh, output)
 
-    def _scan_cuda(self, scan_input: torch.Tensor, output: torch.Tensor, step: ScanMetadata) -> None:
-        raise NotImplementedError
+    def _scan_with_kernels(self, scan_input: torch.Tensor, output: torch.Tensor, step: ScanMetadata) -> None:
+        """The same on ``nlrl_kernels``; reads no value back to the host, so a step of decodes can be captured."""
+        decodes, tokens = step.num_decode_tokens, step.num_decode_tokens + step.num_prefill_tokens
+        x_TI, gate_TI = scan_input[:tokens].chunk(2, dim=-1)
+        conv_states, scan_states = self.kv_cache
+        weight, bias, u_TI = self.conv1d.weight[:, 0], self.conv1d.bias, torch.empty_like(output[:tokens])
+        if decodes:
+            slots_d = step.state_indices_tensor_d[:decodes, 0]
+            causal_conv1d_update(
+                x_TI[:decodes], weight, bias, states_SKC=conv_states, slots_R=slots_d, out_RC=u_TI[:decodes]
+            )
+        if step.num_prefills:
+            rows = {
+                "starts_R1": step.query_start_loc_p,
+                "slots_R": step.state_indices_tensor_p,
+                "has_state_R": step.has_initial_states_p,
+            }
+            causal_conv1d_varlen(
+                x_TI[decodes:], weight, bias, states_SKC=conv_states, start_KC=self.start_conv_KI,
+                out_TC=u_TI[decodes:], **rows,
+            )  # fmt: skip
+        dt, B_TN, C_TN = self.selection(u_TI)
+        delta_TI = F.softplus(dt.float())
+        parts = (u_TI, delta_TI, B_TN, C_TN, gate_TI, output[:tokens])
+        if decodes:
+            u, delta, B, C, gate, out = (part[:decodes] for part in parts)
+            selective_state_update(
+                u, delta, self.A, B, C, self.D, states_SCN=scan_states, slots_R=slots_d, z_RC=gate, out_RC=out
+            )
+        if step.num_prefills:
+            u, delta, B, C, gate, out = (part[decodes:] for part in parts)
+            selective_scan_varlen(
+                u, delta, self.A, B, C, self.D, states_SCN=scan_states, start_CN=self.start_scan, z_TC=gate,
+                out_TC=out, **rows,
+            )  # fmt: skip
 
     # The constants the meta tokens leave
 
@@ -333,8 +372,8 @@ class HymbaMixer(nn.Module, MambaBase):
             state = state * torch.exp(delta[t, :, None] * self.A) + (delta[t] * u[t])[:, None] * B[t]
             y[t] = state @ C[t]
         self.start_conv_KI.copy_(padded[-past:])
-        self.start_scan.copy_(state.T if current_platform.is_cpu() else state)
-        if current_platform.is_cpu():
+        self.start_scan.copy_(state.T if cpu_loops() else state)
+        if cpu_loops():
             self.scan_weights.fill(self.conv1d.weight, self.conv1d.bias, self.A, self.D)
         return ((y + self.D * u) * F.silu(gate_MI.float())).to(scan_input.dtype)
 
