@@ -1,0 +1,31 @@
+"""Helpers for kernel tests: one way to compare, one way to poison."""
+
+import torch
+
+
+def assert_near(actual: torch.Tensor, expected: torch.Tensor, tolerance: float, name: str = "result") -> None:
+    """Fail unless ``max |actual - expected| <= tolerance * max |expected|``, both finite and of one shape.
+
+    Raises:
+        AssertionError: with the error and the place of the largest difference.
+    """
+    assert actual.shape == expected.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    if expected.numel() == 0:
+        return
+    wide, reference = actual.double(), expected.double()
+    assert bool(torch.isfinite(reference).all()), f"{name}: the reference itself is not finite"
+    assert bool(torch.isfinite(wide).all()), f"{name}: {int((~torch.isfinite(wide)).sum())} entries are not finite"
+    difference = (wide - reference).abs()
+    error = float(difference.max() / reference.abs().max().clamp(min=1e-12))
+    place = divmod_index(int(difference.argmax()), expected.shape)
+    assert error <= tolerance, f"{name}: relative error {error:.2e} > {tolerance:.2e}, largest at {place}"
+
+
+def divmod_index(flat: int, shape: torch.Size) -> tuple[int, ...]:
+    """Index into a tensor of this shape of its ``flat``-th entry."""
+    return tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), shape))
+
+
+def poisoned(*shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> torch.Tensor:
+    """A tensor full of NaN: whatever a kernel forgets to write, or reads without right, becomes visible."""
+    return torch.full(shape, float("nan"), dtype=dtype, device=device)
