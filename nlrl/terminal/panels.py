@@ -136,7 +136,7 @@ def candidate_lines(candidates: Sequence[Candidate], chosen: str, width: int, ro
     low, high = min(numbers, default=0.0), max(numbers, default=0.0)
     shown = list(candidates)
     if len(shown) > rows:
-        best = sorted(shown, key=lambda c: (c.action != chosen, -(_number(c) or low)))[: max(rows - 1, 0)]
+        best = sorted(shown, key=lambda c: (c.action != chosen, -_number_or(c, low)))[: max(rows - 1, 0)]
         shown = [c for c in shown if c in best]
     action_width = max((cell_len(one_line(c.action, 18)) for c in shown), default=0)
     cells = min(max(width - action_width - 12, BAR_CELLS[0]), BAR_CELLS[1])
@@ -161,6 +161,11 @@ def _number(candidate: Candidate) -> float | None:
     """The candidate's number when it can be drawn."""
     number = candidate.value.number
     return number if number is not None and math.isfinite(number) else None
+
+
+def _number_or(candidate: Candidate, default: float) -> float:
+    number = _number(candidate)
+    return default if number is None else number
 
 
 def _action_text(candidate: Candidate, chosen: bool, action_width: int) -> Text:

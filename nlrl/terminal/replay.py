@@ -195,7 +195,7 @@ def export_svg(
     console.print(game_view(frame, console, width, 36))
     if below is not None:
         console.print(below)
-    # rich's picture fetches its font over the network; a monospaced one of the reader's serves. Only the style sheet can
-    # match: in text, rich writes blanks as &#160;.
+    # rich's picture fetches its font over the network; a monospaced one of the reader's serves. Text cannot match: rich
+    # writes its blanks as &#160;.
     svg = re.sub(r"@font-face \{.*?\}\s*", "", console.export_svg(title=one_line(title, width)), flags=re.DOTALL)
     Path(path).write_text(svg, encoding="utf-8")

@@ -85,7 +85,8 @@ def _reply_lines(result: RunResult) -> list[str]:
     rates = [f"parsed {_percent(result.parse_rate)}", f"legal {_percent(result.legality_rate)}"]
     kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(result.failures.items()) if count)
     return [
-        f" Replies: {stats.calls:,}, {', '.join(rates)}, bad {stats.bad_replies:,}{f' ({kinds})' if kinds else ''}",
+        f" Replies: {stats.calls:,}, {', '.join(rates)}",
+        *([f" Bad:     {stats.bad_replies:,} ({kinds})"] if kinds else []),
         f" Tokens:  {stats.prompt_tokens:,} read, {stats.completion_tokens:,} written, "
         f"{stats.tokens_per_second:,.0f} written a second, {clock_text(stats.seconds)} in all",
     ]
