@@ -204,8 +204,8 @@ class MazeText:
         position, steps = MazeState(*start)
         left = self.horizon - steps
         distance = self.maze.distances.get(position, left + 1)
-        if distance == 0:
-            return 0.0
+        if distance <= 1 and distance <= left:
+            return GOAL_REWARD
         return STEP_REWARD * (distance - 1) if distance <= left else STEP_REWARD * left + RAN_OUT_REWARD
 
 

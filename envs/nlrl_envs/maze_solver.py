@@ -76,7 +76,8 @@ def shortest_distances(table: MazeTable) -> np.ndarray:
 
 def optimal_values(table: MazeTable) -> np.ndarray:
     """V*, (S,): -(d - 1) at distance d, 0 at the goal."""
-    return STEP_REWARD * np.maximum(shortest_distances(table) - 1, 0)
+    distances_S = shortest_distances(table)
+    return np.where(distances_S > 1, STEP_REWARD * (distances_S - 1), GOAL_REWARD)
 
 
 def action_values(table: MazeTable, values_S: np.ndarray) -> np.ndarray:

@@ -66,9 +66,9 @@ class Phase:
     def seconds_left(self, seconds: float) -> float | None:
         """A guess from the moves made so far, taking the rest of the games to be as long as the finished ones.
 
-        None before the first game has ended, and when the number of games is unknown.
+        None before the first game has ended and after the last, and when the number of games is unknown.
         """
-        if not self.done or not self.games or not self.moves:
+        if not 0 < self.done < self.games or not self.moves:
             return None
         usual = self._done_moves / self.done
         waiting = max(self.games - self.done - len(self._moves_of), 0)

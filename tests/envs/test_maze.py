@@ -99,7 +99,9 @@ def test_optimal_return_knows_the_moves_that_are_left():
     assert env.optimal_return(MazeState((1, 1), 8)) == -11
     assert env.optimal_return(MazeState((1, 1), 9)) == -12
     assert env.optimal_return(MazeState((1, 1), 15)) == -6
-    assert env.optimal_return(MazeState((8, 6), 3)) == 0
+    assert str(env.optimal_return(MazeState((8, 6), 3))) == "0.0"
+    assert str(env.optimal_return(MazeState((7, 6), 3))) == "0.0"
+    assert env.optimal_return(MazeState((7, 6), 20)) == -1
 
 
 def test_starts_are_all_free_cells_but_the_goal_in_row_order():

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nlrl_envs.maze import MazeText
 from nlrl_envs.maze_maps import ACTIONS, MAPS, load_map
 from nlrl_envs.maze_solver import (
     MazeTable,
@@ -17,6 +18,7 @@ from nlrl_envs.maze_solver import (
     optimal_action_values,
     optimal_actions,
     optimal_values,
+    reference,
     shortest_distances,
     start_mean,
     tabulate,
@@ -125,8 +127,6 @@ def test_values_satisfy_the_bellman_equations():
 
 
 def test_simulated_games_agree_with_dynamic_programming():
-    from nlrl_envs.maze import MazeText
-
     env, table, rng = MazeText("umaze"), table_of("umaze"), np.random.default_rng(0)
     returns = []
     for _ in range(2000):
@@ -137,6 +137,17 @@ def test_simulated_games_agree_with_dynamic_programming():
         returns.append(total)
     exact = start_mean(table, evaluate_policy(table, uniform_policy(table)).values_S)
     assert abs(np.mean(returns) - exact) < 4 * np.std(returns) / np.sqrt(len(returns))
+
+
+def test_the_reference_of_a_run_holds_the_exact_answers_of_its_starts():
+    env = MazeText("umaze")
+    starts = (env.starts()[4], env.starts()[0], env.starts()[4])
+    exact = reference(env, starts)
+    assert exact.optimal_returns_G == (0.0, -3.0, 0.0)
+    assert exact.random_returns_G[0] == exact.random_returns_G[2] > exact.random_returns_G[1]
+    whole = reference(env, env.starts())
+    assert np.mean(whole.random_returns_G) == pytest.approx(-46.2190, abs=1e-4)
+    assert np.mean(whole.random_success_G) == pytest.approx(0.79877, abs=1e-5)
 
 
 @pytest.mark.parametrize("policy_S_A", [np.ones((3, 4)), np.ones((7, 4)), np.tile([2.0, -1.0, 0.0, 0.0], (7, 1))])
