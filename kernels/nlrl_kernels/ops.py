@@ -23,9 +23,8 @@ def selective_scan(
 
     Source: Gu and Dao 2023, arXiv 2312.00752. ``delta_BTC`` is the step size after softplus; ``A_CN`` is negative.
 
-    Args:
-        z_BTC: gate; the output is multiplied by SiLU of it.
-        start_BCN: state before the first token; zeros when None.
+    The output is multiplied by SiLU of the gate ``z_BTC``, if given. ``start_BCN`` is the state before the first token;
+    zeros when None.
 
     Returns:
         y_BTC in the dtype of ``u_BTC`` and the final state [B, C, N] in float32 (float64 for float64 input).
@@ -51,12 +50,13 @@ def selective_scan_varlen(
 ) -> torch.Tensor:
     """The scan over packed rows, each continuing from its slot's state; no gradient, no host synchronisation.
 
-    Args:
-        starts_R1: first token of each row, and the end of the last.
-        states_SCN: states by slot, any strides; rows read theirs and write it back.
-        slots_R: slot of each row; a negative slot skips the row and leaves its output untouched.
-        has_state_R: whether the row's slot holds its state; if not, the row starts from ``start_CN``.
-        out_TC: where to write the output; allocated when None.
+    Arguments that need a word:
+
+    - starts_R1: first token of each row, and the end of the last.
+    - states_SCN: states by slot, any strides; rows read theirs and write it back.
+    - slots_R: slot of each row; a negative slot skips the row and leaves its output untouched.
+    - has_state_R: whether the row's slot holds its state; if not, the row starts from ``start_CN``.
+    - out_TC: where to write the output; allocated when None.
     """
     return select("selective_scan_varlen", u_TC)(
         u_TC,
@@ -117,9 +117,10 @@ def causal_conv1d_varlen(
 ) -> torch.Tensor:
     """SiLU of the causal depthwise convolution over packed rows; no gradient, no host synchronisation.
 
-    Args:
-        states_SKC: per slot the last K - 1 raw inputs, oldest first, any strides; rows read and write back theirs.
-        start_KC: the K - 1 inputs that stand before a row without a state.
+    Arguments that need a word:
+
+    - states_SKC: per slot the last K - 1 raw inputs, oldest first, any strides; rows read and write back theirs.
+    - start_KC: the K - 1 inputs that stand before a row without a state.
 
     The other arguments are as in ``selective_scan_varlen``.
     """
@@ -170,18 +171,20 @@ def pinned_window_attention(
 
     The queries of a row are the last tokens of its context. A query at position p sees the M pinned keys and the
     cached keys at positions k <= p with p - k <= window (window + 1 of them; all when window is None). Query head h
-    reads key/value head h // (query heads / key heads). Scores and sums are float32. Pages outside the window are never read.
+    reads key/value head h // (query heads / key heads). Scores and sums are float32. Pages outside the window are
+    never read.
 
-    Args:
-        k_pages: keys [pages, P, key heads, key width], any strides.
-        v_pages: values [pages, P, key heads, value width], any strides.
-        block_table: page of each P tokens of a row, [R, pages per row].
-        lengths_R: tokens of each row in the cache, its queries included; 0 for an unused row.
-        starts_R1: first query token of each row, and the end of the last.
-        meta_k_HMD: pinned keys, constant over rows.
-        meta_v_HMD: pinned values.
-        out_THD: where the output is written.
-        max_query_len: no row has more query tokens.
+    Arguments that need a word:
+
+    - k_pages: keys [pages, P, key heads, key width], any strides.
+    - v_pages: values [pages, P, key heads, value width], any strides.
+    - block_table: page of each P tokens of a row, [R, pages per row].
+    - lengths_R: tokens of each row in the cache, its queries included; 0 for an unused row.
+    - starts_R1: first query token of each row, and the end of the last.
+    - meta_k_HMD: pinned keys, constant over rows.
+    - meta_v_HMD: pinned values.
+    - out_THD: where the output is written.
+    - max_query_len: no row has more query tokens.
     """
     return select("pinned_window_attention", q_THD)(
         q_THD,

@@ -1,8 +1,9 @@
 """The Triton scan against the reference: forward, every gradient, packed rows, one-token steps."""
 
-import nlrl_kernels
 import pytest
 import torch
+
+import nlrl_kernels
 from nlrl_kernels.mamba_scan.tolerance import BACKWARD, FORWARD
 from nlrl_kernels.testing import assert_near, poisoned
 

@@ -9,6 +9,9 @@ the first, recomputes the states inside a chunk into scratch memory, and then wa
 sums over channels (of B and C) are written per channel block and summed outside, so results are deterministic.
 """
 
+# Arguments of a kernel are pointers and scalars that only Triton can type:
+# ruff: noqa: ANN001, ANN202
+
 from typing import Any
 
 import torch
@@ -55,7 +58,7 @@ def _scan_forward(
     delta = tl.load(delta_ptr + tc, mask=in_c, other=0.0).to(tl.float32)
     B = tl.load(B_ptr + tn, mask=in_n, other=0.0).to(tl.float32)
     C = tl.load(C_ptr + tn, mask=in_n, other=0.0).to(tl.float32)
-    for chunk in range(0, chunks):
+    for chunk in range(chunks):
         if KEEP:
             tl.store(kept_ptr + (batch * chunks + chunk) * channels * states + cn, state, mask=in_cn)
         for t in range(chunk * CHUNK, tl.minimum(chunk * CHUNK + CHUNK, T)):
@@ -93,19 +96,18 @@ def _scan_backward(
     of_batch = batch * channels * states + cn
     A = tl.load(A_ptr + cn, mask=in_cn, other=0.0)
     D = tl.load(D_ptr + c, mask=in_c, other=0.0)
-    # Each thread later reads only scratch entries that it wrote itself: same shape, same layout.
     scratch = scratch_ptr + (block * batches + batch) * CHUNK * BLOCK_C * BLOCK_N
     scratch += tl.arange(0, BLOCK_C)[:, None] * BLOCK_N + n[None, :]
     dS = tl.load(dfinal_ptr + of_batch, mask=in_cn, other=0.0)
     dA = tl.zeros((BLOCK_C, BLOCK_N), tl.float32)
     dD = tl.zeros((BLOCK_C,), tl.float32)
-    for back in range(0, chunks):
+    for back in range(chunks):
         chunk = chunks - 1 - back
         first = chunk * CHUNK
         steps = tl.minimum(CHUNK, T - first)
         at = (batch * chunks + chunk) * channels * states + cn
         state = tl.load(kept_ptr + at, mask=in_cn, other=0.0)
-        for i in range(0, steps):  # scratch[i] is the state before step i
+        for i in range(steps):  # scratch[i] is the state before step i
             tc = (batch * T + first + i) * channels + c
             u = tl.load(u_ptr + tc, mask=in_c, other=0.0).to(tl.float32)
             delta = tl.load(delta_ptr + tc, mask=in_c, other=0.0).to(tl.float32)
@@ -113,7 +115,8 @@ def _scan_backward(
             tl.store(scratch + i * BLOCK_C * BLOCK_N, state)
             decay, drive = _step(u, delta, A, B)
             state = decay * state + drive
-        for j in range(0, steps):
+        tl.debug_barrier()  # the scratch written above is read below, perhaps by other threads
+        for j in range(steps):
             i = steps - 1 - j
             tc = (batch * T + first + i) * channels + c
             tn = (batch * T + first + i) * states + n
@@ -144,6 +147,7 @@ def _scan_backward(
             tl.store(dB_ptr + partial, dB, mask=in_n)
             tl.store(dC_ptr + partial, dC, mask=in_n)
             dS = dS * decay
+        tl.debug_barrier()
     tl.store(dstart_ptr + of_batch, dS, mask=in_cn)
     tl.store(dA_ptr + of_batch, dA, mask=in_cn)
     tl.store(dD_ptr + batch * channels + c, dD, mask=in_c)
