@@ -1,7 +1,12 @@
 """Replay by keys, as lines and as a picture."""
 
+import fcntl
 import io
 import os
+import select
+import struct
+import subprocess
+import sys
 import termios
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
@@ -179,6 +184,44 @@ def test_keys_of_a_real_terminal():
     finally:
         os.close(master)
         os.close(slave)
+
+
+REPLAYING = """
+from terminal_games import walk
+from nlrl.terminal.frame import frames_of
+from nlrl.terminal.replay import replay
+replay(frames_of(walk(0, (1, 2), ["move right", "move down", "move down"])), title="maze-hymba-1")
+print("left in order")
+"""
+
+
+def test_a_person_at_a_real_terminal():
+    master, slave = os.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    support = str(Path(__file__).parents[1] / "support")
+    environment = {**os.environ, "TERM": "xterm-256color", "PYTHONPATH": support}
+    child = subprocess.Popen([sys.executable, "-c", REPLAYING], stdin=slave, stdout=slave, env=environment)
+    output = b""
+
+    def read_until(part: bytes) -> None:
+        nonlocal output
+        while part not in output:
+            assert select.select([master], [], [], 30)[0], f"{part!r} was not shown"
+            output += os.read(master, 65536)
+
+    try:
+        for keys, shown in ((b"", b"0/3"), (b"n", b"1/3"), (b"\x1b[C", b"2/3"), (b"3\n", b"reached the goal")):
+            os.write(master, keys)
+            read_until(shown)
+        os.write(master, b"q")
+        read_until(b"left in order")
+        assert child.wait(30) == 0
+    finally:
+        child.kill()
+        child.wait()
+        os.close(master)
+        os.close(slave)
+    assert output.count(b"\x1b[?25l") == output.count(b"\x1b[?25h") == 1, "the cursor is given back"
 
 
 def svg_text(path: Path) -> str:
