@@ -14,34 +14,19 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nlrl.engine.base import Completion, Constraint, EngineInfo, Message, Request, Sampling
-from nlrl.errors import ContextLengthError, EngineError, EngineUnavailableError
-from nlrl.registry import ResolvedModel, resolve_model
+from nlrl.engine.base import Completion, Constraint, EngineInfo, Request, Sampling
+from nlrl.engine.local import encode_request, settle
+from nlrl.engine.vllm_setup import find_device, first_line, prepare_environment, refusals, sampling_params, start, stop
+from nlrl.errors import EngineError
+from nlrl.registry import ResolvedModel, resolve, resolve_model
 
 if TYPE_CHECKING:
     import torch
-
-SETTLE_TURNS = 6
-"""Turns of the event loop in which a coroutine whose reply came asks its next question: the reply's future, the
-waiting task, the operators between them and the new request each take one, and none of them waits for anything else."""
-
-ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    # The patterns are our own prompt sets'; a thread a request to guard against hostile ones costs a third of the time.
-    "VLLM_REGEX_COMPILATION_TIMEOUT_S": "0",
-}
-INSTALL = "install it: pip install 'nlrl[cpu]', or 'nlrl[gpu]' on a machine with an NVIDIA GPU"
 
 
 @dataclass(eq=False, slots=True)
@@ -71,6 +56,8 @@ class VllmEngine:
         device: "auto" takes a CUDA device when this vLLM is built for one.
         arguments: vLLM's own engine arguments, on top of those chosen here ("max_model_len", "dtype", ...).
 
+    Several engines may run side by side; the memory of those closed earlier is freed when the last is closed.
+
     Raises:
         EngineUnavailableError: vLLM, or a package it needs, is not installed.
         EngineError: the model cannot be fetched or loaded.
@@ -89,9 +76,10 @@ class VllmEngine:
         assert resolved.prompt_set is not None
         self.prompt_set = resolved.prompt_set
         self._id = resolved.id
-        _prepare_environment()
-        self._device = _device(device)
-        self._engine: Any = _start(resolved.path, self._device, seed, arguments or {})
+        prepare_environment()
+        self._device = find_device(device)
+        self._refusals = refusals()
+        self._engine: Any = start(resolved.path, self._device, seed, arguments or {})
         config = self._engine.vllm_config.model_config
         self._max_model_len: int = config.max_model_len
         self._dtype = str(config.dtype).removeprefix("torch.")
@@ -115,7 +103,7 @@ class VllmEngine:
             return []
         if self._engine is None:
             raise EngineError("The vLLM engine is closed; make a new one.")
-        prompts = [self._prompt_ids(request) for request in requests]
+        prompts = [encode_request(self._tokenizer, request, self._max_model_len, self._id) for request in requests]
         flights = [self._submit(request, ids) for request, ids in zip(requests, prompts, strict=True)]
         if self._pump_task is None or self._pump_task.done():
             self._pump_task = asyncio.create_task(self._pump())
@@ -137,7 +125,10 @@ class VllmEngine:
 
         versions = {"vllm": vllm.__version__, "torch": torch.__version__, "transformers": version("transformers")}
         place = torch.cuda.get_device_name() if self._device == "cuda" else "cpu"
+        # Through the registry, for nlrl itself knows no kernels; our backbones run on these, others on vLLM's own.
+        kernels = resolve("nlrl_kernels.dispatch:implementation_for")(torch.empty(0, device=self._device))
         notes = [f"Weights and activations are {self._dtype}; the context holds {self._max_model_len} tokens."]
+        notes.append(f"Backbones of nlrl run on the {kernels} kernels.")
         if self._device == "cpu":
             notes.append(
                 "Requests cannot be seeded one by one on a CPU: the engine's seed and the order of asking decide."
@@ -146,7 +137,7 @@ class VllmEngine:
             notes.append(f"{self._counts.unseeded} requests asked for a seed of their own, which was ignored.")
         if self._counts.shared:
             notes.append(f"{self._counts.shared} requests equalled one in flight and shared its computation.")
-        return EngineInfo("vllm", self._id, f"{place}", versions, tuple(notes))
+        return EngineInfo("vllm", self._id, place, versions, tuple(notes))
 
     def update_weights(self, source: Path | str | Iterable[tuple[str, torch.Tensor]]) -> None:
         """Replace the weights in place, from a folder of safetensors or from (name, tensor) pairs.
@@ -167,7 +158,7 @@ class VllmEngine:
         try:
             self._engine.collective_rpc("reload_weights", kwargs=arguments)
         except Exception as error:
-            raise EngineError(f"The weights cannot be loaded into '{self._id}': {_first_line(error)}.") from error
+            raise EngineError(f"The weights cannot be loaded into '{self._id}': {first_line(error)}.") from error
         finally:
             self._engine.reset_prefix_cache()
 
@@ -177,19 +168,9 @@ class VllmEngine:
         if engine is None:
             return
         self._fail_all(EngineError("The vLLM engine was closed while it answered."))
-        if self._pump_task is not None:
+        if self._pump_task is not None and not self._pump_task.done():
             await asyncio.wait({self._pump_task})
-        engine.engine_core.shutdown()
-
-    def _prompt_ids(self, request: Request) -> list[int]:
-        ids = encode_messages(self._tokenizer, request.messages)
-        limit = request.sampling.max_tokens
-        if len(ids) + limit > self._max_model_len:
-            raise ContextLengthError(
-                f"A prompt of {len(ids)} tokens and a reply of up to {limit} do not fit into the {self._max_model_len} "
-                f"tokens of '{self._id}'; shorten the history or the look-ahead, or take a model with a longer context."
-            )
-        return ids
+        stop(engine)
 
     def _submit(self, request: Request, prompt_ids: list[int]) -> _Flight:
         greedy = request.sampling.temperature == 0
@@ -203,8 +184,8 @@ class VllmEngine:
         try:
             prompt = {"type": "token", "prompt_token_ids": prompt_ids}
             self._engine.add_request(flight.id, prompt, self._parameters(request))
-        except ValueError as error:  # vLLM refuses this request alone, a pattern it cannot compile for instance
-            future.set_result(Completion("", finish_reason="error", error=f"vLLM refuses it: {_first_line(error)}."))
+        except self._refusals as error:  # of this request alone, a pattern it cannot compile for instance
+            future.set_result(Completion("", finish_reason="error", error=f"vLLM refuses it: {first_line(error)}."))
             return flight
         self._flights[flight.id] = flight
         if key is not None:
@@ -219,17 +200,17 @@ class VllmEngine:
         if key not in self._counts.parameters:
             if len(self._counts.parameters) > 4096:
                 self._counts.parameters.clear()
-            self._counts.parameters[key] = _sampling_params(request, seeded=self._device != "cpu")
+            self._counts.parameters[key] = sampling_params(request, seeded=self._device != "cpu")
         return self._counts.parameters[key]
 
     async def _pump(self) -> None:
         """Step the engine until nothing is pending."""
-        await _settle()
+        await settle()
         while self._flights and self._engine is not None:
             try:
                 outputs = self._engine.step()
             except Exception as error:
-                self._fail_all(EngineError(f"vLLM stopped: {_first_line(error)}; see 'nlrl doctor'."), error)
+                self._fail_all(EngineError(f"vLLM stopped: {first_line(error)}; see 'nlrl doctor'."), error)
                 return
             finished = [output for output in outputs if output.finished]
             for output in finished:
@@ -237,7 +218,7 @@ class VllmEngine:
             if self._flights and not self._engine.has_unfinished_requests():
                 self._fail_all(EngineError(f"vLLM lost {len(self._flights)} requests; report this."))
             # Nobody can have become ready when nothing finished, but the terminal and Ctrl-C want their turn.
-            await (_settle() if finished else asyncio.sleep(0))
+            await (settle() if finished else asyncio.sleep(0))
 
     def _land(self, output: Any) -> None:
         """A request is done."""
@@ -281,101 +262,3 @@ class VllmEngine:
         for flight in list(self._flights.values()):
             self._forget(flight)
             flight.future.set_exception(error)
-
-
-def encode_messages(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    """The token ids of a conversation, by the model's own chat template.
-
-    A model without a template continues text: it reads the contents one under the other.
-    """
-    if tokenizer.chat_template is None:
-        return list(tokenizer.encode("\n".join(message.content for message in messages)))
-    chat = [{"role": message.role, "content": message.content} for message in messages]
-    return list(tokenizer.apply_chat_template(chat, tokenize=True, add_generation_prompt=True, return_dict=False))
-
-
-async def _settle() -> None:
-    for _ in range(SETTLE_TURNS):
-        await asyncio.sleep(0)
-
-
-def _prepare_environment() -> None:
-    """What vLLM reads while it is imported. Values that the user has set stay."""
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    if not Path("/proc/driver/nvidia/version").exists():
-        # More threads than one made small models on shared cores up to eight times slower: they wait by spinning.
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-
-def _device(wanted: str) -> str:
-    try:
-        from vllm.platforms import current_platform
-    except ImportError as error:
-        raise EngineUnavailableError(f"The vllm engine needs '{error.name}'; {INSTALL}.") from error
-    found = "cpu" if current_platform.is_cpu() else "cuda" if current_platform.is_cuda() else ""
-    if wanted not in ("auto", found):
-        raise EngineError(f"The installed vLLM runs on '{found or 'nothing'}' here, not on '{wanted}'; {INSTALL}.")
-    if not found:
-        raise EngineError(f"The installed vLLM finds no device; {INSTALL}.")
-    return found
-
-
-def _start(folder: Path, device: str, seed: int, arguments: Mapping[str, Any]) -> Any:
-    from vllm.engine.arg_utils import EngineArgs
-    from vllm.v1.engine.llm_engine import LLMEngine
-
-    from nlrl_backbones.vllm_plugin import register
-
-    register()  # vLLM does it too, unless VLLM_PLUGINS hides the entry point or nlrl runs from a checkout
-    chosen = {**engine_args(folder, device), "seed": seed, **arguments}
-    fixed = {
-        "load_format": "safetensors",
-        "trust_remote_code": False,
-        "disable_log_stats": True,
-        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
-        "use_tqdm_on_load": False,
-    }
-    try:
-        engine = LLMEngine.from_engine_args(EngineArgs(**{**chosen, **fixed}))
-    except Exception as error:
-        raise EngineError(
-            f"vLLM cannot load the model in '{folder}': {_first_line(error)}; 'nlrl doctor' may tell why."
-        ) from error
-    # Grammars compiled by a thread would join the batch at a step that depends on the clock: runs would not repeat.
-    manager = engine.engine_core.engine_core.structured_output_manager  # type: ignore[attr-defined]
-    manager._use_async_grammar_compilation = False
-    return engine
-
-
-def engine_args(folder: Path, device: str) -> dict[str, Any]:
-    """VLLM's arguments for a model of any architecture on a device."""
-    chosen: dict[str, Any] = {"model": str(folder), "max_num_seqs": 256, "enable_prefix_caching": True}
-    if device == "cpu":
-        chosen |= {"dtype": "float32", "enforce_eager": True, "max_num_batched_tokens": 2048}
-    return chosen
-
-
-def _sampling_params(request: Request, *, seeded: bool) -> Any:
-    from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
-
-    sampling, constraint = request.sampling, request.constraint
-    form = None
-    if constraint is not None:
-        value = list(constraint.value) if constraint.kind == "choice" else constraint.value
-        form = StructuredOutputsParams(**{constraint.kind: value}, disable_any_whitespace=constraint.kind == "json")
-    return SamplingParams(
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        max_tokens=sampling.max_tokens,
-        seed=sampling.seed if seeded else None,
-        structured_outputs=form,
-        output_kind=RequestOutputKind.FINAL_ONLY,
-        detokenize=False,  # once at the end is cheaper than after each token
-    )
-
-
-def _first_line(error: BaseException) -> str:
-    """The telling line of an exception, without its final stop."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300].rstrip(".")

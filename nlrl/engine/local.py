@@ -1,0 +1,43 @@
+"""What engines share that hold the model themselves: prompts as token ids, and waiting until everyone has asked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from nlrl.engine.base import Message, Request
+from nlrl.errors import ContextLengthError
+
+SETTLE_TURNS = 6
+"""Turns of the event loop in which a coroutine whose reply came asks its next question: the reply's future, the
+waiting task, the operators between them and the new request each take one, and none of them waits for anything else."""
+
+
+async def settle() -> None:
+    """Return when every coroutine that was ready to ask has asked."""
+    for _ in range(SETTLE_TURNS):
+        await asyncio.sleep(0)
+
+
+def encode_messages(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    """The token ids of a conversation, by the model's own chat template.
+
+    A model without a template continues text: it reads the contents one under the other.
+    """
+    if tokenizer.chat_template is None:
+        return list(tokenizer.encode("\n".join(message.content for message in messages)))
+    chat = [{"role": message.role, "content": message.content} for message in messages]
+    return list(tokenizer.apply_chat_template(chat, tokenize=True, add_generation_prompt=True, return_dict=False))
+
+
+def encode_request(tokenizer: Any, request: Request, context: int, model: str) -> list[int]:
+    """The token ids of a request's prompt; `ContextLengthError` when prompt and reply exceed `context` tokens."""
+    ids = encode_messages(tokenizer, request.messages)
+    limit = request.sampling.max_tokens
+    if len(ids) + limit > context:
+        raise ContextLengthError(
+            f"A prompt of {len(ids)} tokens and a reply of up to {limit} do not fit into the {context} tokens of "
+            f"'{model}'; shorten the history or the look-ahead, or take a model with a longer context."
+        )
+    return ids

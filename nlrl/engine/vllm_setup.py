@@ -1,0 +1,128 @@
+"""Starting and stopping vLLM inside this process, and asking it in its own terms."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nlrl.engine.base import Request
+from nlrl.errors import EngineError, EngineUnavailableError
+from nlrl.serving import engine_args
+
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    # The patterns are our own prompt sets'; a thread a request to guard against hostile ones costs a third of the time.
+    "VLLM_REGEX_COMPILATION_TIMEOUT_S": "0",
+}
+INSTALL = "install it: pip install 'nlrl[cpu]', or 'nlrl[gpu]' on a machine with an NVIDIA GPU"
+_open: list[Any] = []
+_closed: list[Any] = []
+"""vLLM's own state is the process's: these two lists only mirror it, see `stop`."""
+
+
+def prepare_environment() -> None:
+    """What vLLM reads while it is imported. Values that the user has set stay."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if "OMP_NUM_THREADS" not in os.environ and not Path("/proc/driver/nvidia/version").exists():
+        # More threads than one made small models on shared cores up to eight times slower: they wait by spinning.
+        os.environ["OMP_NUM_THREADS"] = "1"
+        if (torch := sys.modules.get("torch")) is not None:  # it has read the variable already
+            torch.set_num_threads(1)
+
+
+def find_device(wanted: str) -> str:
+    """The device this vLLM is built for, "cpu" or "cuda"; raises `EngineError` when it is not the wanted one."""
+    try:
+        from vllm.platforms import current_platform
+    except ImportError as error:
+        raise EngineUnavailableError(f"The vllm engine needs '{error.name}'; {INSTALL}.") from error
+    found = "cpu" if current_platform.is_cpu() else "cuda" if current_platform.is_cuda() else ""
+    if wanted not in ("auto", found):
+        raise EngineError(f"The installed vLLM runs on '{found or 'nothing'}' here, not on '{wanted}'; {INSTALL}.")
+    if not found:
+        raise EngineError(f"The installed vLLM finds no device; {INSTALL}.")
+    return found
+
+
+def refusals() -> tuple[type[Exception], ...]:
+    """What vLLM raises when it refuses a single request."""
+    from vllm.exceptions import VLLMValidationError
+
+    return (ValueError, VLLMValidationError)
+
+
+def start(folder: Path, device: str, seed: int, arguments: Mapping[str, Any]) -> Any:
+    """A running `LLMEngine`; raises `EngineError` with vLLM's own reason."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    from nlrl_backbones.vllm_plugin import register
+
+    register()  # vLLM does it too, unless VLLM_PLUGINS hides the entry point or nlrl runs from a checkout
+    chosen = {**engine_args(folder, device), "seed": seed, **arguments}
+    fixed = {
+        "load_format": "safetensors",
+        "trust_remote_code": False,
+        "disable_log_stats": True,
+        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
+        "use_tqdm_on_load": False,
+    }
+    try:
+        engine = LLMEngine.from_engine_args(EngineArgs(**{**chosen, **fixed}))
+    except Exception as error:
+        raise EngineError(
+            f"vLLM cannot load the model in '{folder}': {first_line(error)}; 'nlrl doctor' may tell why."
+        ) from error
+    # Grammars compiled by a thread would join the batch at a step that depends on the clock: runs would not repeat.
+    manager = engine.engine_core.engine_core.structured_output_manager  # type: ignore[attr-defined]
+    manager._use_async_grammar_compilation = False
+    _open.append(engine)
+    return engine
+
+
+def stop(engine: Any) -> None:
+    """Shut an engine down once no other one runs.
+
+    vLLM's parallel groups belong to the process and end with the first engine that is shut down, which would break the
+    others; so an engine that is closed earlier is kept and goes with the last.
+    """
+    _open.remove(engine)
+    _closed.append(engine)
+    if not _open:
+        while _closed:
+            _closed.pop().engine_core.shutdown()
+
+
+def sampling_params(request: Request, *, seeded: bool) -> Any:
+    """A request's sampling and constraint as vLLM wants them."""
+    from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+
+    sampling, constraint = request.sampling, request.constraint
+    form = None
+    if constraint is not None:
+        value: Any = list(constraint.value) if constraint.kind == "choice" else constraint.value
+        form = StructuredOutputsParams(**{constraint.kind: value, "disable_any_whitespace": constraint.kind == "json"})
+    return SamplingParams(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        max_tokens=sampling.max_tokens,
+        seed=sampling.seed if seeded else None,
+        structured_outputs=form,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        detokenize=False,  # once at the end is cheaper than after each token
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """The telling line of an exception, without its final stop."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300].rstrip(".")
