@@ -177,6 +177,8 @@ def test_keys_of_a_real_terminal():
             for sent, key in ((b"n", "n"), (b"\x1b[C", "right"), (b"\x1bOD", "left"), (b"\x1b", "\x1b"), (b"7", "7")):
                 os.write(master, sent)
                 assert read(5) == key
+            os.write(master, b"12\x1b[D\x1b[5~p")
+            assert [read(5) for _ in range(5)] == ["1", "2", "left", "unknown", "p"], "fast typing loses nothing"
             raw = termios.tcgetattr(slave)
             assert not raw[3] & (termios.ECHO | termios.ICANON)
             assert raw[3] & termios.ISIG, "Ctrl-C stays an interrupt"
