@@ -17,6 +17,11 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 import torch
+from llvmlite.binding import ffi as llvm
+
+# vLLM, when an engine starts, asks every object of every loaded module for its ``__dict__``. The library handle of
+# Numba's compiler answers any unknown name with a function, on which vLLM trips; so it gets a plain answer for this one.
+llvm.lib._fntab["__dict__"] = {}
 
 LOG2_E = 1.4426950408889634
 # Reassociation lets sums vectorise; NaN and infinity keep their meaning.

@@ -336,7 +336,12 @@ class HymbaMixer(nn.Module, MambaBase):
                 out_TC=out, **rows,
             )  # fmt: skip
 
-    # The constants the meta tokens leave
+    # What has to follow when the weights change
+
+    def refresh_weights(self) -> None:
+        """Renew the copies of weights that the loops read."""
+        if cpu_loops():
+            self.scan_weights.fill(self.conv1d.weight, self.conv1d.bias, self.A, self.D)
 
     def compute_constants(self, hidden_ME: torch.Tensor) -> torch.Tensor:
         """Run the mixer on the M meta tokens alone, from nothing, and keep what they leave; returns its output [M, E]."""
@@ -346,7 +351,7 @@ class HymbaMixer(nn.Module, MambaBase):
         if key is not None and value is not None:
             width = self.config.key_head_dim
             self.meta_HMC[..., :width].copy_(key.reshape(meta, self.kv_heads, width).transpose(0, 1))
-            self.meta_HMC[..., width:].copy_(value.reshape(meta, self.kv_heads, -1).transpose(0, 1))
+            self.meta_HMC[..., width:].copy_(value.reshape(meta, self.kv_heads, self.config.value_head_dim).transpose(0, 1))
         attended = self._attend_among_meta(query)
         return self._fuse(attended, self._scan_meta(scan_input))
 
@@ -373,8 +378,6 @@ class HymbaMixer(nn.Module, MambaBase):
             y[t] = state @ C[t]
         self.start_conv_KI.copy_(padded[-past:])
         self.start_scan.copy_(state.T if cpu_loops() else state)
-        if cpu_loops():
-            self.scan_weights.fill(self.conv1d.weight, self.conv1d.bias, self.A, self.D)
         return ((y + self.D * u) * F.silu(gate_MI.float())).to(scan_input.dtype)
 
     # vLLM's view of the states

@@ -65,7 +65,7 @@ class HymbaLayer(nn.Module):
 
 
 class MetaConstants(nn.Module, AttentionLayerBase):
-    """Recomputes what the meta tokens leave, after the first load and after every reload.
+    """Recomputes what follows from the weights, after the first load and after every reload: what the meta tokens leave.
 
     It has no weights and no cache. vLLM finishes attention layers last, in module order, after all other weights are
     in place; standing last in the model, this one sees them all. Writes in place, so captured graphs stay valid.
@@ -78,8 +78,10 @@ class MetaConstants(nn.Module, AttentionLayerBase):
     def process_weights_after_loading(self, act_dtype: torch.dtype) -> None:
         model = self._model[0]
         with torch.no_grad():
-            hidden = model.memory_tokens.to(act_dtype)
             for layer in model.layers:
+                layer.mamba.refresh_weights()
+            hidden = model.memory_tokens.to(act_dtype)
+            for layer in model.layers if len(hidden) else ():
                 hidden = layer.compute_constants(hidden)
 
     def get_attn_backend(self) -> Any:

@@ -1,0 +1,72 @@
+"""`nlrl serve`: vLLM's own OpenAI-compatible server on a model in the box, a folder or a hub model."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from nlrl.engine.vllm_setup import ENVIRONMENT, find_device, prepare_environment
+from nlrl.errors import ConfigError
+from nlrl.registry import ResolvedModel, resolve_model
+from nlrl.serving import as_flags, engine_args
+
+_OF_ONE_PROCESS = ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_LEVEL")
+"""Settings of the engine in our own process that a server must not inherit."""
+
+
+def serve(model: str, host: str = "127.0.0.1", port: int = 8000, extra: Sequence[str] = ()) -> NoReturn:
+    """Become vLLM's server for `model`; does not return.
+
+    The process is replaced, so Ctrl-C and signals reach the server itself. The key that clients need is printed once
+    with the address, and given to the server through its environment, where other users cannot read it.
+
+    Args:
+        model: a boxed id, a folder, or a hub id.
+        extra: further options for vLLM's server, which win over ours.
+
+    Raises:
+        EngineUnavailableError: vLLM is not installed.
+        ConfigError, EngineError: there is no such model, or it cannot be fetched.
+    """
+    if not 0 < port < 65536:
+        raise ConfigError(f"Port {port} does not exist; choose one from 1 to 65535.")
+    set_before = set(os.environ)
+    prepare_environment()
+    device = find_device("auto")
+    resolved = resolve_model(model).fetch()
+    environment = server_environment({name: value for name, value in os.environ.items()}, set_before)
+    key = _key_of(extra) or environment.setdefault("VLLM_API_KEY", secrets.token_urlsafe(24))
+    shown = f"[{host}]" if ":" in host else host
+    print(f"Serving {resolved.id} at http://{shown}:{port}/v1 with the API key {key}", flush=True)
+    command = server_command(resolved, device, host, port, extra)
+    os.execve(sys.executable, command, environment)
+
+
+def server_command(model: ResolvedModel, device: str, host: str, port: int, extra: Sequence[str]) -> list[str]:
+    """The command line of the server; `extra` comes last, so it wins."""
+    # vLLM's wheel for CPUs has another distribution name, under which its `vllm serve` cannot find its own version.
+    command = [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server"]
+    address = ["--served-model-name", model.id, "--host", host, "--port", str(port)]
+    return [*command, *as_flags(engine_args(model.path or model.id, device)), *address, *extra]
+
+
+def server_environment(environment: dict[str, str], set_by_user: set[str]) -> dict[str, str]:
+    """The environment of the server: ours without what only an engine in one process wants."""
+    kept = {
+        name: value for name, value in environment.items() if name not in _OF_ONE_PROCESS or name in set_by_user
+    }
+    assert set(_OF_ONE_PROCESS) <= set(ENVIRONMENT)
+    return {"VLLM_LOGGING_LEVEL": "WARNING", **kept}
+
+
+def _key_of(extra: Sequence[str]) -> str | None:
+    """The key in `--api-key KEY` or `--api-key=KEY`, which vLLM then takes from there."""
+    for position, option in enumerate(extra):
+        if option == "--api-key" and position + 1 < len(extra):
+            return extra[position + 1]
+        if option.startswith("--api-key="):
+            return option.partition("=")[2]
+    return None
