@@ -1,0 +1,47 @@
+"""Compile every kernel for an H100 (sm_90) and print its name; run by test_compile.py, in a process of its own.
+
+Needs no GPU, only triton. The interpreter accepts code that the compiler refuses, hence this second check.
+"""
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from nlrl_kernels.causal_conv import triton_impl as conv
+from nlrl_kernels.mamba_scan import triton_impl as scan
+from nlrl_kernels.window_attention import triton_impl as attention
+
+INDEX = {"starts_ptr": "*i32", "slots_ptr": "*i32", "has_state_ptr": "*i1", "table_ptr": "*i32", "lengths_ptr": "*i32"}
+TILE = {"BLOCK_C": 32, "BLOCK_N": 16}
+WIDE = ("A_ptr", "D_ptr", "start_ptr", "states_ptr", "kept_ptr", "final_ptr", "scratch_ptr", "dfinal_ptr")
+
+
+def compile_kernel(kernel, constants, dtype="fp32", num_warps=1):
+    signature = {}
+    for name in kernel.arg_names:
+        default = f"*{'fp32' if name in WIDE else dtype}" if name.endswith("_ptr") else "i32"
+        signature[name] = "constexpr" if name in constants else INDEX.get(name, "fp32" if name == "scale" else default)
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": num_warps})
+    shared = getattr(compiled.metadata, "shared", 0)
+    assert shared <= 227 * 1024, f"{kernel.__name__} wants {shared} bytes of shared memory"
+    print(kernel.__name__, dtype, len(compiled.asm["cubin"]), shared)
+
+
+def main():
+    for dtype in ("fp32", "bf16"):
+        for full in (True, False):
+            flags = {"HAS_Z": full, "HAS_START": full, "KEEP": full, "CHUNK": 16}
+            compile_kernel(scan._scan_forward, flags | TILE, dtype)
+            compile_kernel(scan._scan_backward, {"HAS_Z": full, "CHUNK": 16} | TILE, dtype)
+            compile_kernel(scan._scan_rows, {"ONE_TOKEN": full, "HAS_Z": full} | TILE, dtype)
+            conv_tile = {"K": 4, "BLOCK_K": 4, "BLOCK_T": 1 if full else 16, "BLOCK_C": 128}
+            compile_kernel(conv._conv_rows, {"ONE_TOKEN": full} | conv_tile, dtype, num_warps=4)
+            widths = {"WIDTH_K": 64, "WIDTH_V": 128, "BLOCK_K": 64, "BLOCK_V": 128}
+            tile = {"BLOCK_M": 16 if full else 32, "BLOCK_N": 32} if dtype == "fp32" else {"BLOCK_M": 64, "BLOCK_N": 64}
+            flags = {"GROUP": 5, "HAS_WINDOW": full, "IEEE": dtype == "fp32"}
+            compile_kernel(attention._attend, flags | widths | tile, dtype, num_warps=4)
+
+
+if __name__ == "__main__":
+    main()
