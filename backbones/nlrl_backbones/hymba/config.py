@@ -13,7 +13,7 @@ from transformers import GenerationConfig, PretrainedConfig
 _DERIVED_OFFICIAL_KEYS = ("auto_map", "conv_dim", "layer_type", "v_head_dim")
 # What transformers itself may hand to any configuration besides its own fields.
 _TRANSFORMERS_KEYS = frozenset(
-    [
+    {
         "model_type",
         "torch_dtype",
         "name_or_path",
@@ -25,7 +25,7 @@ _TRANSFORMERS_KEYS = frozenset(
         "quantization_config",
         "rope_parameters",
         "rope_scaling",
-    ]
+    }
 )
 # The one attention class of the official file that knows the meta tokens; it is no name transformers has.
 _OFFICIAL_ATTENTION = "flex"
