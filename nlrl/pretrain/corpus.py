@@ -25,7 +25,7 @@ from nlrl_envs.maze import describe
 from nlrl_envs.maze_maps import ACTIONS, MAPS, Cell, MazeMap, random_map
 from nlrl_prompts import PromptSet, load
 
-SHARES = {"value": 0.46, "aggregate": 0.24, "improve": 0.14, "combine": 0.06, "policy": 0.10}
+SHARES = {"value": 0.52, "aggregate": 0.22, "improve": 0.12, "combine": 0.05, "policy": 0.09}
 """Share of each skill among the examples."""
 
 HELD_OUT = frozenset(maze.rows for maze in MAPS.values())
@@ -145,7 +145,7 @@ def improve_example(rng: np.random.Generator, prompts: PromptSet) -> Example:
         for action, worth in zip(actions, worths, strict=True)
     ]
     best = int(np.argmin(worths))
-    reply = f"Most worth is -{worths[best]:.1f}: {actions[best]}."
+    reply = f"Most worth is -{worths[best]:.1f}. That is {actions[best]}."
     return Example("improve", prompts["improve"].render(candidates="\n".join(lines)), reply)
 
 

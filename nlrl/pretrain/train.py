@@ -4,7 +4,8 @@ One GPU, under ten minutes; one file read top to bottom. Steps:
 
 1. train the tokenizer on a sample of the corpus;
 2. worker processes generate and tokenise the corpus as it is consumed, no example is seen twice;
-3. AdamW on the cross-entropy of the reply's tokens only (the prompts are random walks: nothing to learn there);
+3. AdamW on the cross-entropy of the replies, and with a small weight of the prompts: predicting a random walk's next
+   observation teaches where moves lead, when they bump and what a place looked like before;
 4. weights rounded to bfloat16, graded on examples of another seed, written with tokenizer and card.
 
 The same seed, number of workers and library versions give the same corpus; the weights then agree up to the
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -32,7 +34,9 @@ from nlrl.pretrain.corpus import SHARES, Example, examples
 from nlrl.pretrain.tokenizer import save_tokenizer, train_tokenizer
 
 IGNORED = -100
-"""Label of positions that carry no loss."""
+"""Label of positions that are not graded: prompts and padding."""
+PROMPT_WEIGHT = 0.15
+"""Weight of a prompt's token in the loss; a reply's token has weight 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,14 +108,16 @@ def encode(tokenizer: PreTrainedTokenizerFast, batch: Sequence[Example]) -> list
 
 
 def pad(rows: Sequence[tuple[list[int], int]], multiple: int = 16) -> dict[str, torch.Tensor]:
-    """Right-padded `input_ids` and `labels` [B, T], T rounded up so that few shapes occur."""
+    """Right-padded `input_ids`, `labels` and `weights` [B, T], T rounded up so that few shapes occur."""
     length = math.ceil(max(len(ids) for ids, _ in rows) / multiple) * multiple
     input_ids = torch.zeros(len(rows), length, dtype=torch.long)
     labels = torch.full((len(rows), length), IGNORED)
+    weights = torch.zeros(len(rows), length)
     for row, (ids, prompt) in enumerate(rows):
         input_ids[row, : len(ids)] = torch.tensor(ids)
         labels[row, prompt : len(ids)] = torch.tensor(ids[prompt:])
-    return {"input_ids": input_ids, "labels": labels}
+        weights[row, :prompt], weights[row, prompt : len(ids)] = PROMPT_WEIGHT, 1.0
+    return {"input_ids": input_ids, "labels": labels, "weights": weights}
 
 
 def pretrain(config: PretrainConfig, out: Path) -> dict[str, Any]:
@@ -167,7 +173,22 @@ def new_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> Pre
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(shape.pop("model_type"), **shape, **ids))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(shape.pop("model_type"), **shape, **ids))
+    _spread_time_scales(model)
+    return model
+
+
+@torch.no_grad()
+def _spread_time_scales(model: PreTrainedModel, shortest: float = 1e-3, longest: float = 0.5) -> None:
+    """Step-size biases such that softplus of them is log-uniform, as in Mamba (arXiv 2312.00752, section 3.6).
+
+    Hymba's own initialisation leaves them at zero, which forgets within a few tokens; a small model with little data
+    does not find its way out of that.
+    """
+    for name, bias in model.named_parameters():
+        if "dt_proj" in name and name.endswith("bias"):
+            steps = torch.exp(torch.empty_like(bias).uniform_(math.log(shortest), math.log(longest)))
+            bias.copy_(steps + torch.log(-torch.expm1(-steps)))
 
 
 def _to(model: PreTrainedModel, target: str | torch.dtype) -> PreTrainedModel:
@@ -192,7 +213,8 @@ def _train(model: PreTrainedModel, loader: DataLoader, config: PretrainConfig, d
             group["lr"] = lr
         batch = {name: tensor.to(device, non_blocking=True) for name, tensor in next(batches).items()}
         with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
-            loss = model(**batch, use_cache=False).loss
+            logits_BTV = model(input_ids=batch["input_ids"], use_cache=False).logits
+        loss = weighted_loss(logits_BTV, batch["input_ids"], batch["weights"])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         optimizer.step()
@@ -208,6 +230,13 @@ def _train(model: PreTrainedModel, loader: DataLoader, config: PretrainConfig, d
                 f"step {step} loss {mean:.4f} lr {lr:.2e} {tokens / elapsed:,.0f} tokens/s {elapsed:.0f} s", flush=True
             )
     return {"steps": step, "tokens": tokens, "loss": torch.stack(losses[-100:]).mean().item()}
+
+
+def weighted_loss(logits_BTV: torch.Tensor, input_ids_BT: torch.Tensor, weights_BT: torch.Tensor) -> torch.Tensor:
+    """Weighted mean cross-entropy of the next token."""
+    losses = F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), input_ids_BT[:, 1:].flatten(), reduction="none")
+    weights = weights_BT[:, 1:].flatten()
+    return (losses * weights).sum() / weights.sum()
 
 
 def _groups(model: PreTrainedModel, weight_decay: float) -> list[dict[str, Any]]:

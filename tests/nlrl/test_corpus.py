@@ -75,9 +75,9 @@ def test_averages_and_choices_are_those_of_the_given_evidence(sample):
         mean = np.mean([int(worth) - int(reward) for reward, worth in rows])
         assert example.reply.endswith(f"Worth -{mean:.1f}.")
     for example in (e for e in sample if e.skill == "improve"):
-        rows = re.findall(r"(move \w+): .*Worth -([\d.]+)\.", example.prompt)
-        best = min(rows, key=lambda row: float(row[1]))
-        assert example.reply == f"Most worth is -{best[1]}: {best[0]}."
+        rows = re.findall(r"Worth -([\d.]+)\. That is (move \w+)\.", example.prompt)
+        best = min(rows, key=lambda row: float(row[0]))
+        assert example.reply == f"Most worth is -{best[0]}. That is {best[1]}."
 
 
 def test_walks_obey_the_maze():
