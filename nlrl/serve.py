@@ -25,6 +25,8 @@ def serve(model: str, host: str = "127.0.0.1", port: int = 8000, extra: Sequence
 
     Args:
         model: a boxed id, a folder, or a hub id.
+        host: address to listen on; the default is reachable from this machine alone.
+        port: TCP port.
         extra: further options for vLLM's server, which win over ours.
 
     Raises:
@@ -37,7 +39,7 @@ def serve(model: str, host: str = "127.0.0.1", port: int = 8000, extra: Sequence
     prepare_environment()
     device = find_device("auto")
     resolved = resolve_model(model).fetch()
-    environment = server_environment({name: value for name, value in os.environ.items()}, set_before)
+    environment = server_environment(dict(os.environ), set_before)
     key = _key_of(extra) or environment.setdefault("VLLM_API_KEY", secrets.token_urlsafe(24))
     shown = f"[{host}]" if ":" in host else host
     print(f"Serving {resolved.id} at http://{shown}:{port}/v1 with the API key {key}", flush=True)
@@ -55,9 +57,7 @@ def server_command(model: ResolvedModel, device: str, host: str, port: int, extr
 
 def server_environment(environment: dict[str, str], set_by_user: set[str]) -> dict[str, str]:
     """The environment of the server: ours without what only an engine in one process wants."""
-    kept = {
-        name: value for name, value in environment.items() if name not in _OF_ONE_PROCESS or name in set_by_user
-    }
+    kept = {name: value for name, value in environment.items() if name not in _OF_ONE_PROCESS or name in set_by_user}
     assert set(_OF_ONE_PROCESS) <= set(ENVIRONMENT)
     return {"VLLM_LOGGING_LEVEL": "WARNING", **kept}
 

@@ -100,7 +100,7 @@ class HymbaModel(nn.Module):
         config: HymbaConfig = vllm_config.model_config.hf_config
         if get_pp_group().world_size > 1:
             raise ValueError("Hymba is not split over pipeline stages: use tensor_parallel_size instead.")
-        self.config = config
+        self.num_meta = config.num_meta
         self.embed_tokens = VocabParallelEmbedding(config.vocab_size, config.hidden_size)
         self.memory_tokens = nn.Parameter(torch.empty(config.num_meta, config.hidden_size))
         self.layers = nn.ModuleList(
@@ -123,7 +123,7 @@ class HymbaModel(nn.Module):
         inputs_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        positions = positions + self.config.num_meta
+        positions = positions + self.num_meta
         for layer in self.layers:
             hidden = layer(hidden, positions)
         return self.final_layernorm(hidden)
