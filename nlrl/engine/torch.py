@@ -212,6 +212,7 @@ def _load(resolved: ResolvedModel, device: str) -> tuple[Any, Any]:
     try:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
 
         import nlrl_backbones  # noqa: F401  makes our architectures known to transformers
     except ImportError as error:
@@ -219,6 +220,7 @@ def _load(resolved: ResolvedModel, device: str) -> tuple[Any, Any]:
             f"The torch engine needs '{error.name}'; install it: pip install 'nlrl[train]'."
         ) from error
     assert resolved.path is not None
+    logging.disable_progress_bar()  # it would be drawn into the live view
     place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolved.path, trust_remote_code=False)

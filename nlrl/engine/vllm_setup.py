@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_CPU_KVCACHE_SPACE": "1",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
     "TOKENIZERS_PARALLELISM": "false",
     # The patterns are our own prompt sets'; a thread a request to guard against hostile ones costs a third of the time.
     "VLLM_REGEX_COMPILATION_TIMEOUT_S": "0",
@@ -32,6 +35,8 @@ def prepare_environment() -> None:
     """What vLLM reads while it is imported. Values that the user has set stay."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    # vLLM sets its logger up late; what it says while it is imported would come out regardless of its level.
+    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
     if "OMP_NUM_THREADS" not in os.environ and not Path("/proc/driver/nvidia/version").exists():
         # More threads than one made small models on shared cores up to eight times slower: they wait by spinning.
         os.environ["OMP_NUM_THREADS"] = "1"
@@ -42,9 +47,11 @@ def prepare_environment() -> None:
 def find_device(wanted: str) -> str:
     """The device this vLLM is built for, "cpu" or "cuda"; raises `EngineError` when it is not the wanted one."""
     try:
-        from vllm.platforms import current_platform
+        with warnings.catch_warnings(action="ignore"):  # of vLLM's, about the libraries it uses
+            import vllm.v1.engine.llm_engine  # noqa: F401
+            from vllm.platforms import current_platform
     except ImportError as error:
-        raise EngineUnavailableError(f"The vllm engine needs '{error.name}'; {INSTALL}.") from error
+        raise EngineUnavailableError(f"The vllm engine needs '{error.name or error}'; {INSTALL}.") from error
     found = "cpu" if current_platform.is_cpu() else "cuda" if current_platform.is_cuda() else ""
     if wanted not in ("auto", found):
         raise EngineError(f"The installed vLLM runs on '{found or 'nothing'}' here, not on '{wanted}'; {INSTALL}.")
@@ -77,7 +84,8 @@ def start(folder: Path, device: str, seed: int, arguments: Mapping[str, Any]) ->
         "use_tqdm_on_load": False,
     }
     try:
-        engine = LLMEngine.from_engine_args(EngineArgs(**{**chosen, **fixed}))
+        with warnings.catch_warnings(action="ignore"):
+            engine = LLMEngine.from_engine_args(EngineArgs(**{**chosen, **fixed}))
     except Exception as error:
         raise EngineError(
             f"vLLM cannot load the model in '{folder}': {first_line(error)}; 'nlrl doctor' may tell why."
