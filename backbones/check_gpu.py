@@ -157,9 +157,10 @@ def transformers_greedy(folder: Path, prompts: list[list[int]]) -> list[list[int
     import nlrl_backbones  # noqa: F401  makes Hymba known to transformers
 
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.generation_config.eos_token_id = None
     rows = []
     for ids in prompts:
-        found = model.generate(torch.tensor([ids]), max_new_tokens=STEPS, do_sample=False, eos_token_id=-1)
+        found = model.generate(torch.tensor([ids]), max_new_tokens=STEPS, do_sample=False)
         rows.append(found[0, len(ids) :].tolist())
     return rows
 
@@ -227,6 +228,7 @@ def make_reference(model: Path, reference: Path) -> None:
     import nlrl_backbones  # noqa: F401  makes Hymba known to transformers
 
     loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    loaded.generation_config.eos_token_id = None
     vocabulary, longest = loaded.config.vocab_size, loaded.config.max_position_embeddings - 40
     draw = torch.Generator().manual_seed(5)
     lengths = [min(n, longest) for n in (1, 2, 5, 16, 31, 32, 33, 64, 100, 129, 200, 257, 300, 400)]
@@ -236,7 +238,7 @@ def make_reference(model: Path, reference: Path) -> None:
         for ids in prompts:
             rows = loaded(torch.tensor([ids])).logits[0].float().log_softmax(-1)
             logprobs.append([rows[i, token].item() for i, token in enumerate(ids[1:])])
-            found = loaded.generate(torch.tensor([ids]), max_new_tokens=32, do_sample=False, eos_token_id=-1)
+            found = loaded.generate(torch.tensor([ids]), max_new_tokens=32, do_sample=False)
             greedy.append(found[0, len(ids) :].tolist())
     reference.write_text(json.dumps({"prompts": prompts, "logprobs": logprobs, "greedy": greedy}))
     print(f"wrote {reference}")
