@@ -30,7 +30,7 @@ resolve cpu "Everything \`make\` installs on a machine without an NVIDIA driver,
   requirements/build.in --extra cpu --extra train \
   --overrides "$scratch/overrides.txt" --excludes requirements/cpu-excludes.txt --no-emit-package torch
 resolve gpu "Everything \`make\` installs on a machine with an NVIDIA driver." \
-  requirements/build.in --extra gpu --extra train
+  requirements/build.in --extra gpu --extra train --constraints requirements/gpu-constraints.txt
 # The tools share packages with both environments, so they must agree with both.
 resolve dev "The tools that tests and checks need, on top of cpu.lock or gpu.lock." \
   --extra dev --constraints requirements/cpu.lock --constraints requirements/gpu.lock
