@@ -56,9 +56,10 @@ def _load(model_dir: str | Path) -> Any:
     if architecture not in (config.architectures or []):
         raise BackboneCheckError(f"config.json must list {architecture!r} under architectures, which vLLM reads.")
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, output_loading_info=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32, output_loading_info=True)
     except (ValueError, OSError, RuntimeError) as error:
         raise BackboneCheckError(f"The weights in {model_dir} cannot be loaded: {error}") from error
+    model, report = loaded
     wrong = {key: sorted(map(str, names)) for key, names in report.items() if names and key.endswith("_keys")}
     if wrong:
         raise BackboneCheckError(f"The weights do not fit the model: {wrong}.")

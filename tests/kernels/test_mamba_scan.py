@@ -1,5 +1,7 @@
 """The Triton scan against the reference: forward, every gradient, packed rows, one-token steps."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ DEVICE = "cuda" if GPU else "cpu"
 SHAPES = [(1, 1, 3, 1), (2, 5, 7, 8), (1, 16, 40, 16), (2, 35, 5, 3)] + ([(8, 272, 256, 16)] if GPU else [])
 
 
-def case(batch, time, channels, states, gated=True, dtype=torch.float32, seed=0):
+def case(batch, time, channels, states, gated=True, dtype=torch.float32, seed=0) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -33,7 +35,7 @@ def case(batch, time, channels, states, gated=True, dtype=torch.float32, seed=0)
 
 
 def run(implementation, tensors, gradients):
-    leaves = {n: None if x is None else x.clone().requires_grad_(gradients) for n, x in tensors.items()}
+    leaves: dict[str, Any] = {n: None if x is None else x.clone().requires_grad_(gradients) for n, x in tensors.items()}
     with nlrl_kernels.use_implementation(implementation):
         y, final = nlrl_kernels.selective_scan(*leaves.values())
     results = {"y": y.detach(), "final": final.detach()}
@@ -173,6 +175,6 @@ def test_steps_and_chunks_continue_a_sequence(implementation):
 def test_an_unknown_implementation_is_refused():
     with (
         pytest.raises(ValueError, match="choose 'triton' or 'reference'"),
-        nlrl_kernels.use_implementation("cuda"),
+        nlrl_kernels.use_implementation("cuda"),  # type: ignore[arg-type]
     ):
         pass

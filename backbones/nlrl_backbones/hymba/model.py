@@ -1,4 +1,4 @@
-"""Hymba for transformers: training, loss, and generation with a cache. Read from the top: model, layer, mixer, cache.
+"""Hymba for transformers: training, loss, and generation with a cache. Read from the top; then mixer, cache.
 
 Source: Dong et al. 2024, arXiv 2411.13676, section 2; shapes, parameter names and initialisation are those of the
 official checkpoint nvidia/Hymba-1.5B-Base. One deviation: in cached decoding the official code attends to one real
@@ -7,8 +7,7 @@ token fewer than in a full pass; here both see the same window, so cached and un
 M learned meta tokens stand in front of every sequence at positions 0..M-1; real tokens count from M. Masks go by
 position, so rows may be padded on either side and any number of tokens may follow on a filled cache.
 
-Axes: B batch, T tokens of this call (meta tokens included inside the model), S cached and new tokens, E model width,
-H heads, D key width, V value width, C scan channels (= H V), N scan states, K convolution width, R dt rank.
+Axes: B batch, T tokens of this call (meta tokens included inside the model), E model width.
 """
 
 from typing import ClassVar
@@ -23,22 +22,14 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from nlrl_backbones.hymba.cache import HymbaCache, LayerCache, Rows
 from nlrl_backbones.hymba.config import HymbaConfig
-from nlrl_kernels import selective_scan
-
-KeysValues = tuple[torch.Tensor, torch.Tensor]
-
-
-class RMSNorm(nn.RMSNorm):
-    """``weight * x / sqrt(mean(x^2) + eps)`` over the last axis."""
-
-    def __init__(self, width: int, config: HymbaConfig) -> None:
-        super().__init__(width, eps=config.rms_norm_eps)
+from nlrl_backbones.hymba.mixer import HymbaMixer, KeysValues, RMSNorm, rotary_table
 
 
 class HymbaPreTrainedModel(PreTrainedModel):
     """What transformers asks of every Hymba class: configuration, initialisation, what may be split or checkpointed."""
 
     config_class = HymbaConfig
+    config: HymbaConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules: ClassVar[list[str]] = ["HymbaLayer"]
@@ -65,8 +56,9 @@ class HymbaPreTrainedModel(PreTrainedModel):
             init.ones_(module.weight)
         elif isinstance(module, (nn.Linear, nn.Conv1d, nn.Embedding)):
             init.normal_(module.weight, std=self.config.initializer_range)
-            if getattr(module, "bias", None) is not None:
-                init.zeros_(module.bias)
+            bias = getattr(module, "bias", None)
+            if bias is not None:
+                init.zeros_(bias)
 
 
 class HymbaModel(HymbaPreTrainedModel):
@@ -108,7 +100,7 @@ class HymbaModel(HymbaPreTrainedModel):
         if first:
             x = torch.cat([self.memory_tokens.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
         rows = Rows.next(x, self.config, packing.counts_B if packing else None, cache)
-        rotary = _rotary_table(rows.positions_BT, self.config, x.dtype)
+        rotary = rotary_table(rows.positions_BT, self.config, x.dtype)
 
         drop = self.config.num_meta if first else 0
         hidden: list[torch.Tensor] = []
@@ -244,119 +236,6 @@ class HymbaMLP(nn.Module):
     def forward(self, x_BTE: torch.Tensor) -> torch.Tensor:
         """[B, T, E] to [B, T, E]."""
         return self.down_proj(F.silu(self.gate_proj(x_BTE)) * self.up_proj(x_BTE))
-
-
-class HymbaMixer(nn.Module):
-    """Attention heads and scan channels on the same input: one projection in, one out, their normed mean between.
-
-    The rows of ``in_proj`` are query, key, value, scan input, scan gate; a layer that reads another layer's keys and
-    values has no key and value rows. Parameter names with an index follow the official file.
-    """
-
-    def __init__(self, config: HymbaConfig, layer: int) -> None:
-        super().__init__()
-        self.config = config
-        self.window = config.window(layer)
-        self.is_consumer = config.is_consumer(layer)
-        inner, rank, states = config.inner_size, config.mamba_dt_rank, config.mamba_d_state
-        kv_heads = 0 if self.is_consumer else config.num_key_value_heads
-        self.split = [
-            config.num_attention_heads * config.key_head_dim,
-            kv_heads * config.key_head_dim,
-            kv_heads * config.value_head_dim,
-            inner,
-            inner,
-        ]
-        self.in_proj = nn.Linear(config.hidden_size, sum(self.split), bias=False)
-        self.conv1d = nn.Conv1d(inner, inner, config.mamba_d_conv, groups=inner)
-        self.x_proj = nn.ModuleList([nn.Linear(inner, rank + 2 * states, bias=False)])
-        self.dt_proj = nn.ModuleList([nn.Linear(rank, inner)])
-        self.A_log = nn.ParameterList([nn.Parameter(torch.empty(inner, states))])
-        self.D = nn.ParameterList([nn.Parameter(torch.empty(inner))])
-        self.dt_layernorm = RMSNorm(rank, config)
-        self.B_layernorm = RMSNorm(states, config)
-        self.C_layernorm = RMSNorm(states, config)
-        self.pre_avg_layernorm1 = RMSNorm(inner, config)  # attention branch
-        self.pre_avg_layernorm2 = RMSNorm(inner, config)  # scan branch
-        self.out_proj = nn.Linear(inner, config.hidden_size, bias=False)
-
-    def forward(
-        self,
-        x_BTE: torch.Tensor,
-        shared: KeysValues | None,
-        rows: Rows,
-        rotary: KeysValues,
-        cache: LayerCache | None,
-    ) -> tuple[torch.Tensor, KeysValues]:
-        """[B, T, E] to [B, T, E], and the keys and values attended to, cached ones included, for the sharers."""
-        query, key, value, scan_input_BTC, gate_BTC = self.in_proj(x_BTE).split(self.split, dim=-1)
-        q_BHTD = _rotate(self._heads(query, self.config.key_head_dim), *rotary)
-        if self.is_consumer:
-            assert shared is not None
-            keys_values = shared
-        else:
-            k_BHTD = _rotate(self._heads(key, self.config.key_head_dim), *rotary)
-            v_BHTV = self._heads(value, self.config.value_head_dim)
-            keys_values = (k_BHTD, v_BHTV) if cache is None else cache.append(k_BHTD, v_BHTV)
-        attention_BTC = self._attend(q_BHTD, *keys_values, rows)
-        scan_BTC = self._scan(scan_input_BTC, gate_BTC, rows, cache)
-        mean_BTC = (self.pre_avg_layernorm1(attention_BTC) + self.pre_avg_layernorm2(scan_BTC)) / 2
-        return self.out_proj(mean_BTC), keys_values
-
-    def _heads(self, x_BTC: torch.Tensor, width: int) -> torch.Tensor:
-        return x_BTC.unflatten(-1, (-1, width)).transpose(1, 2)
-
-    def _attend(self, q_BHTD: torch.Tensor, k_BGSD: torch.Tensor, v_BGSV: torch.Tensor, rows: Rows) -> torch.Tensor:
-        repeats = q_BHTD.shape[1] // k_BGSD.shape[1]  # each key/value head serves a block of query heads
-        k_BHSD, v_BHSV = (x.repeat_interleave(repeats, dim=1) for x in (k_BGSD, v_BGSV))
-        out_BHTV = F.scaled_dot_product_attention(
-            q_BHTD, k_BHSD, v_BHSV, attn_mask=rows.visible(self.window), scale=self.config.key_head_dim**-0.5
-        )
-        return out_BHTV.transpose(1, 2).flatten(2)
-
-    def _scan(self, x_BTC: torch.Tensor, gate_BTC: torch.Tensor, rows: Rows, cache: LayerCache | None) -> torch.Tensor:
-        u_BTC = self._convolve(x_BTC, rows, cache)
-        sizes = [self.config.mamba_dt_rank, self.config.mamba_d_state, self.config.mamba_d_state]
-        dt, B, C = self.x_proj[0](u_BTC).split(sizes, dim=-1)
-        delta_BTC = F.softplus(self.dt_proj[0](self.dt_layernorm(dt)))
-        if rows.padded:  # a step of size 0 leaves the state as it is
-            delta_BTC = delta_BTC * rows.real_BT[..., None]
-        A_CN = -torch.exp(self.A_log[0].to(torch.promote_types(x_BTC.dtype, torch.float32)))
-        start = None if cache is None else cache.scan_BCN
-        y_BTC, final_BCN = selective_scan(
-            u_BTC, delta_BTC, A_CN, self.B_layernorm(B), self.C_layernorm(C), self.D[0], gate_BTC, start
-        )
-        if cache is not None:
-            cache.scan_BCN = final_BCN
-        return y_BTC
-
-    def _convolve(self, x_BTC: torch.Tensor, rows: Rows, cache: LayerCache | None) -> torch.Tensor:
-        """SiLU of the causal depthwise convolution, as a sum of shifted inputs: no transposes, cheap backward."""
-        past = self.config.mamba_d_conv - 1
-        if cache is None or cache.conv_BKC is None:
-            raw_BTC = F.pad(x_BTC, (0, 0, past, 0))
-        else:
-            raw_BTC = torch.cat([cache.conv_BKC, x_BTC], dim=1)
-        if cache is not None:
-            cache.conv_BKC = rows.last_real(raw_BTC, past)
-        length = x_BTC.shape[1]
-        taps = self.conv1d.weight[:, 0].unbind(dim=-1)
-        y_BTC = self.conv1d.bias + sum(tap * raw_BTC[:, k : k + length] for k, tap in enumerate(taps))
-        return F.silu(y_BTC)
-
-
-def _rotary_table(positions_BT: torch.Tensor, config: HymbaConfig, dtype: torch.dtype) -> KeysValues:
-    """Cosines and sines [B, 1, T, D] of the half-split rotation (Su et al. 2021, arXiv 2104.09864)."""
-    wide = torch.promote_types(dtype, torch.float32)
-    exponents = torch.arange(0, config.key_head_dim, 2, dtype=wide, device=positions_BT.device) / config.key_head_dim
-    angles = positions_BT[:, None, :, None].to(wide) * config.rope_base**-exponents
-    angles = torch.cat([angles, angles], dim=-1)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-def _rotate(x_BHTD: torch.Tensor, cos_B1TD: torch.Tensor, sin_B1TD: torch.Tensor) -> torch.Tensor:
-    first, second = x_BHTD.chunk(2, dim=-1)
-    return x_BHTD * cos_B1TD + torch.cat([-second, first], dim=-1) * sin_B1TD
 
 
 class _Packing:

@@ -5,6 +5,7 @@ One program walks one row for one block of channels, a tile of tokens at a time,
 
 # Arguments of a kernel are pointers and scalars that only Triton can type:
 # ruff: noqa: ANN001, ANN202
+# pyright: reportCallIssue=false, reportArgumentType=false, reportAssignmentType=false, reportGeneralTypeIssues=false
 
 import torch
 import triton
@@ -61,7 +62,7 @@ def _conv_rows(
         t = begin + tl.arange(0, BLOCK_T)[:, None]
         in_tc = (t < length) & in_c
         y = bias + tl.zeros((BLOCK_T, BLOCK_C), tl.float32)
-        for tap in tl.static_range(K):
+        for tap in tl.static_range(K):  # type: ignore[misc]
             weight = tl.load(weight_ptr + c * K + tap, mask=in_c, other=0.0).to(tl.float32)
             y += weight * _earlier(
                 x_ptr, start_ptr, states_ptr, t - PAST + tap, c, known, in_tc, PAST, x_t, channels, slot_k, slot_c

@@ -11,6 +11,7 @@ sums over channels (of B and C) are written per channel block and summed outside
 
 # Arguments of a kernel are pointers and scalars that only Triton can type:
 # ruff: noqa: ANN001, ANN202
+# pyright: reportCallIssue=false, reportArgumentType=false, reportAssignmentType=false, reportGeneralTypeIssues=false
 
 from typing import Any
 

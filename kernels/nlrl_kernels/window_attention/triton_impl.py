@@ -8,6 +8,7 @@ differ in width. Values are masked when loaded, not only their scores: a page th
 
 # Arguments of a kernel are pointers and scalars that only Triton can type:
 # ruff: noqa: ANN001, ANN202
+# pyright: reportCallIssue=false, reportArgumentType=false, reportAssignmentType=false, reportGeneralTypeIssues=false
 
 import torch
 import triton
