@@ -83,17 +83,16 @@ def _save_tokenizer(folder: Path, vocab_size: int) -> None:
         show_progress=False,
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
-    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
     fast.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: "
     fast.save_pretrained(folder)
 
 
 def write_random_hymba(folder: Path, seed: int = 0, **settings: Any) -> Path:
     """Write a random checkpoint of the small shape, with the given settings changed; returns the folder."""
-    from nlrl_backbones.hymba.config import HymbaConfig
     from safetensors.torch import save_file
+
+    from nlrl_backbones.hymba.config import HymbaConfig
 
     config = HymbaConfig(**(SMALL | settings), architectures=["HymbaForCausalLM"], dtype="float32")
     folder.mkdir(parents=True, exist_ok=True)

@@ -133,7 +133,9 @@ def test_mixed_batch_then_the_same_from_the_prefix_cache(chunked: Any, cases: di
 def test_each_prompt_alone(chunked: Any, cases: dict[str, Any]) -> None:
     chunked.reset_prefix_cache()
     prompts = golden_prompts(cases)
-    assert_golden_continuations([greedy(chunked, [ids])[0] if k in CONTINUED else [] for k, ids in enumerate(prompts)], cases)
+    assert_golden_continuations(
+        [greedy(chunked, [ids])[0] if k in CONTINUED else [] for k, ids in enumerate(prompts)], cases
+    )
 
 
 def test_prompt_logprobs(chunked: Any, cases: dict[str, Any]) -> None:

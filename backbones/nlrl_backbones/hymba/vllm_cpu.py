@@ -10,6 +10,8 @@ P blocks of a request, H key/value heads, G query heads per key/value head, M me
 value width.
 """
 
+# Numba types the arguments of a loop when it is first called:
+
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -20,7 +22,7 @@ import torch
 from llvmlite.binding import ffi as llvm
 
 # vLLM, when an engine starts, asks every object of every loaded module for its ``__dict__``. The library handle of
-# Numba's compiler answers any unknown name with a function, on which vLLM trips; so it gets a plain answer for this one.
+# Numba's compiler answers any unknown name with a function, on which vLLM trips; so this one gets a plain answer.
 llvm.lib._fntab["__dict__"] = {}
 
 LOG2_E = 1.4426950408889634
@@ -252,6 +254,7 @@ def _dots(q, D, store, at, count, base, scores, row):
         for d in range(D):
             s0 += q[np.uint64(d)] * store[k0 + np.uint64(d)]
         scores[row + np.uint64(j)] = s0
+
 
 @_inline
 def _mix(scores, row, store, V, at, count, base, total):

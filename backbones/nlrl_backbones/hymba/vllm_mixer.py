@@ -1,4 +1,4 @@
-"""Hymba's token mixer under vLLM: one input projection, attention and a Mamba-1 scan side by side, one output projection.
+"""Hymba's token mixer under vLLM: attention and a Mamba-1 scan side by side between two shared projections.
 
 Source: Dong et al. 2024 (arXiv 2411.13676), section 2; parameter names are the official checkpoint's.
 
@@ -22,7 +22,7 @@ from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_
 from vllm.forward_context import get_forward_context
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.linear import ColumnParallelLinear, MergedColumnParallelLinear, RowParallelLinear
-from vllm.model_executor.layers.mamba import mamba_mixer as _  # noqa: F401  registers torch.ops.vllm.mamba_mixer
+from vllm.model_executor.layers.mamba import mamba_mixer  # noqa: F401  registers torch.ops.vllm.mamba_mixer
 from vllm.model_executor.layers.mamba.abstract import MambaBase
 from vllm.model_executor.layers.rotary_embedding import get_rope
 from vllm.model_executor.model_loader.weight_utils import composed_weight_loader, sharded_weight_loader
@@ -279,7 +279,7 @@ class HymbaMixer(nn.Module, MambaBase):
             output.zero_()
             return
         assert isinstance(metadata, dict)
-        step = metadata[self.scan_name]
+        step: Any = metadata[self.scan_name]
         if cpu_loops():
             self._scan_with_loops(hidden_states, output, step)
         else:
@@ -297,7 +297,8 @@ class HymbaMixer(nn.Module, MambaBase):
 
         slots = [step.state_indices_tensor_d[:, 0]] if step.state_indices_tensor_d is not None else []
         slots += [step.state_indices_tensor_p] if step.state_indices_tensor_p is not None else []
-        assert step.starts is not None and step.fresh is not None
+        assert step.starts is not None
+        assert step.fresh is not None
         scan_step(self, scan_input, torch.cat(slots).numpy(), step.starts, step.fresh, output)
 
     def _scan_with_kernels(self, scan_input: torch.Tensor, output: torch.Tensor, step: ScanMetadata) -> None:
@@ -306,17 +307,18 @@ class HymbaMixer(nn.Module, MambaBase):
         x_TI, gate_TI = scan_input[:tokens].chunk(2, dim=-1)
         conv_states, scan_states = self.kv_cache
         weight, bias, u_TI = self.conv1d.weight[:, 0], self.conv1d.bias, torch.empty_like(output[:tokens])
+        # vLLM types these as optional, yet gives each where there are rows of its kind.
+        slots: Any = step.state_indices_tensor_d[:decodes, 0] if step.state_indices_tensor_d is not None else None
+        rows: dict[str, Any] = {
+            "starts_R1": step.query_start_loc_p,
+            "slots_R": step.state_indices_tensor_p,
+            "has_state_R": step.has_initial_states_p,
+        }
         if decodes:
-            slots_d = step.state_indices_tensor_d[:decodes, 0]
             causal_conv1d_update(
-                x_TI[:decodes], weight, bias, states_SKC=conv_states, slots_R=slots_d, out_RC=u_TI[:decodes]
+                x_TI[:decodes], weight, bias, states_SKC=conv_states, slots_R=slots, out_RC=u_TI[:decodes]
             )
         if step.num_prefills:
-            rows = {
-                "starts_R1": step.query_start_loc_p,
-                "slots_R": step.state_indices_tensor_p,
-                "has_state_R": step.has_initial_states_p,
-            }
             causal_conv1d_varlen(
                 x_TI[decodes:], weight, bias, states_SKC=conv_states, start_KC=self.start_conv_KI,
                 out_TC=u_TI[decodes:], **rows,
@@ -327,7 +329,7 @@ class HymbaMixer(nn.Module, MambaBase):
         if decodes:
             u, delta, B, C, gate, out = (part[:decodes] for part in parts)
             selective_state_update(
-                u, delta, self.A, B, C, self.D, states_SCN=scan_states, slots_R=slots_d, z_RC=gate, out_RC=out
+                u, delta, self.A, B, C, self.D, states_SCN=scan_states, slots_R=slots, z_RC=gate, out_RC=out
             )
         if step.num_prefills:
             u, delta, B, C, gate, out = (part[decodes:] for part in parts)
@@ -344,14 +346,13 @@ class HymbaMixer(nn.Module, MambaBase):
             self.scan_weights.fill(self.conv1d.weight, self.conv1d.bias, self.A, self.D)
 
     def compute_constants(self, hidden_ME: torch.Tensor) -> torch.Tensor:
-        """Run the mixer on the M meta tokens alone, from nothing, and keep what they leave; returns its output [M, E]."""
+        """Run the mixer on the M meta tokens alone and keep what they leave; returns its output [M, E]."""
         meta = len(hidden_ME)
         query, key, value, scan_input = self._split(self.in_proj(hidden_ME)[0])
         query, key = self.rotary(torch.arange(meta, device=hidden_ME.device), query.contiguous(), key)
         if key is not None and value is not None:
-            width = self.config.key_head_dim
-            self.meta_HMC[..., :width].copy_(key.reshape(meta, self.kv_heads, width).transpose(0, 1))
-            self.meta_HMC[..., width:].copy_(value.reshape(meta, self.kv_heads, self.config.value_head_dim).transpose(0, 1))
+            both = [part.reshape(meta, self.kv_heads, part.shape[1] // self.kv_heads) for part in (key, value)]
+            self.meta_HMC.copy_(torch.cat(both, dim=-1).transpose(0, 1))
         attended = self._attend_among_meta(query)
         return self._fuse(attended, self._scan_meta(scan_input))
 

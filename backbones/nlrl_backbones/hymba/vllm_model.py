@@ -28,6 +28,18 @@ from .vllm_layers import RMSNorm, SiluAndMul
 from .vllm_mixer import HymbaMixer, scan_state_dtypes, scan_state_shapes
 
 
+def hymba_config(vllm_config: VllmConfig) -> HymbaConfig:
+    """The model's own configuration.
+
+    Raises:
+        TypeError: when config.json was read by another class, which happens if the plugin did not register first.
+    """
+    config = vllm_config.model_config.hf_config
+    if not isinstance(config, HymbaConfig):
+        raise TypeError(f"Expected a HymbaConfig, got {type(config).__name__}: is nlrl's vLLM plugin installed?")
+    return config
+
+
 class HymbaMLP(nn.Module):
     """Gated feed-forward: down(SiLU(gate(x)) * up(x))."""
 
@@ -65,7 +77,7 @@ class HymbaLayer(nn.Module):
 
 
 class MetaConstants(nn.Module, AttentionLayerBase):
-    """Recomputes what follows from the weights, after the first load and after every reload: what the meta tokens leave.
+    """Recomputes what the meta tokens leave and other copies of weights, after the first load and every reload.
 
     It has no weights and no cache. vLLM finishes attention layers last, in module order, after all other weights are
     in place; standing last in the model, this one sees them all. Writes in place, so captured graphs stay valid.
@@ -78,10 +90,11 @@ class MetaConstants(nn.Module, AttentionLayerBase):
     def process_weights_after_loading(self, act_dtype: torch.dtype) -> None:
         model = self._model[0]
         with torch.no_grad():
-            for layer in model.layers:
+            layers: Any = model.layers
+            for layer in layers:
                 layer.mamba.refresh_weights()
             hidden = model.memory_tokens.to(act_dtype)
-            for layer in model.layers if len(hidden) else ():
+            for layer in layers if len(hidden) else ():
                 hidden = layer.compute_constants(hidden)
 
     def get_attn_backend(self) -> Any:
@@ -97,19 +110,18 @@ class HymbaModel(nn.Module):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
-        config: HymbaConfig = vllm_config.model_config.hf_config
+        config = hymba_config(vllm_config)
         if get_pp_group().world_size > 1:
             raise ValueError("Hymba is not split over pipeline stages: use tensor_parallel_size instead.")
         self.num_meta = config.num_meta
         self.embed_tokens = VocabParallelEmbedding(config.vocab_size, config.hidden_size)
         self.memory_tokens = nn.Parameter(torch.empty(config.num_meta, config.hidden_size))
-        self.layers = nn.ModuleList(
-            HymbaLayer(config, i, vllm_config, f"{prefix}.layers.{i}") for i in range(config.num_hidden_layers)
-        )
+        layers = [HymbaLayer(config, i, vllm_config, f"{prefix}.layers.{i}") for i in range(config.num_hidden_layers)]
+        self.layers = nn.ModuleList(layers)
         self.final_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        for i, layer in enumerate(self.layers):
+        for i, layer in enumerate(layers):
             producer = config.kv_producer(i)
-            layer.mamba.allocate_constants(None if producer is None else self.layers[producer].mamba)
+            layer.mamba.allocate_constants(None if producer is None else layers[producer].mamba)
         self.meta_constants = MetaConstants(self)
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -149,7 +161,7 @@ class HymbaForCausalLM(nn.Module, HasInnerState, IsHybrid, SupportsMambaPrefixCa
 
     @classmethod
     def get_mamba_state_shape_from_config(cls, vllm_config: VllmConfig) -> tuple[tuple[int, int], tuple[int, int]]:
-        return scan_state_shapes(vllm_config.model_config.hf_config, vllm_config.parallel_config.tensor_parallel_size)
+        return scan_state_shapes(hymba_config(vllm_config), vllm_config.parallel_config.tensor_parallel_size)
 
     @classmethod
     def get_mamba_state_copy_func(cls) -> tuple[Any, Any]:
@@ -158,7 +170,7 @@ class HymbaForCausalLM(nn.Module, HasInnerState, IsHybrid, SupportsMambaPrefixCa
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
         check_signatures()
-        config: HymbaConfig = vllm_config.model_config.hf_config
+        config = hymba_config(vllm_config)
         self.config = config
         self.model = HymbaModel(vllm_config=vllm_config, prefix=maybe_prefix(prefix, "model"))
         self.lm_head = ParallelLMHead(config.vocab_size, config.hidden_size, prefix=maybe_prefix(prefix, "lm_head"))
