@@ -57,7 +57,7 @@ def test_steps_equal_the_packed_form(implementation):
             has_state_R=no, start_KC=start,
         )  # fmt: skip
         states[1] = start
-        rows = torch.tensor([1, -1], device=DEVICE)  # the second is padding
+        rows = torch.tensor([[1, 0], [-1, 0]], device=DEVICE)[:, 0]  # a column, as in vLLM; the second row is padding
         parts = [
             nlrl_kernels.causal_conv1d_update(torch.stack([x[t], x[0]]), weight, bias, states_SKC=states, slots_R=rows)[
                 :1

@@ -163,7 +163,7 @@ def test_steps_and_chunks_continue_a_sequence(implementation):
                 step["C"],
                 tensors["D"],
                 states_SCN=states,
-                slots_R=torch.tensor([1, -1], device=DEVICE),
+                slots_R=torch.tensor([[1, 0], [-1, 0]], device=DEVICE)[:, 0],
                 z_RC=step["z"],
             )
         parts.append(y[:1])

@@ -87,9 +87,10 @@ def _launch(
     if out.stride(-1) != 1:
         raise ValueError("The output of a convolution must have adjacent channels: its last stride must be 1.")
     channels, K = weight_CK.shape
-    starts, has_state, start = (slots_R, slots_R, bias_C) if rows is None else rows
-    _conv_rows[(len(slots_R), triton.cdiv(channels, _BLOCK_CHANNELS))](
-        x, weight_CK.contiguous(), bias_C, out, starts, slots_R, has_state, start.contiguous(), states_SKC,
+    slots = slots_R.contiguous()
+    starts, has_state, start = (slots, slots, bias_C) if rows is None else (x.contiguous() for x in rows)
+    _conv_rows[(len(slots), triton.cdiv(channels, _BLOCK_CHANNELS))](
+        x, weight_CK.contiguous(), bias_C, out, starts, slots, has_state, start, states_SKC,
         channels, x.stride(0), out.stride(0), *states_SKC.stride(),
         ONE_TOKEN=rows is None, K=K, BLOCK_K=triton.next_power_of_2(K - 1),
         BLOCK_T=1 if rows is None else _BLOCK_TOKENS, BLOCK_C=_BLOCK_CHANNELS, num_warps=4,

@@ -309,11 +309,12 @@ def _launch_rows(
     out = torch.empty_like(u) if out is None else out
     if out.stride(-1) != 1:
         raise ValueError("The output of a scan must have adjacent channels: its last stride must be 1.")
-    starts, has_state, start = (slots_R, slots_R, A) if rows is None else rows
+    slots = slots_R.contiguous()
+    starts, has_state, start = (slots, slots, A) if rows is None else (x.contiguous() for x in rows)
     channels, states = A.shape
     block_c, block_n = _blocks(channels, states)
-    _scan_rows[(len(slots_R), triton.cdiv(channels, block_c))](
-        u, delta, A, B, C, D, u if z is None else z, out, starts, slots_R, has_state, start.contiguous(), states_SCN,
+    _scan_rows[(len(slots), triton.cdiv(channels, block_c))](
+        u, delta, A, B, C, D, u if z is None else z, out, starts, slots, has_state, start, states_SCN,
         channels, states, u.stride(0), delta.stride(0), B.stride(0), C.stride(0), 0 if z is None else z.stride(0),
         out.stride(0), *states_SCN.stride(),
         ONE_TOKEN=rows is None, HAS_Z=z is not None, BLOCK_C=block_c, BLOCK_N=block_n, num_warps=1,

@@ -124,7 +124,8 @@ def pinned_window_attention(
     block_m = 16 if rows <= 16 else 32 if rows <= 32 or wide else 64
     grid = (len(lengths_R), triton.cdiv(rows, block_m), kv_heads)
     _attend[grid](
-        q_THD, k_pages, v_pages, block_table, lengths_R, starts_R1, meta_k_HMD, meta_v_HMD, out_THD,
+        q_THD, k_pages, v_pages, block_table, lengths_R.contiguous(), starts_R1.contiguous(),
+        meta_k_HMD, meta_v_HMD, out_THD,
         scale, 0 if window is None else window, meta_k_HMD.shape[1], page_size,
         q_THD.stride(0), q_THD.stride(1), *k_pages.stride(), *v_pages.stride(), block_table.stride(0),
         *meta_k_HMD.stride(), *meta_v_HMD.stride(), out_THD.stride(0), out_THD.stride(1),
