@@ -31,7 +31,7 @@ class Question:
     call: CallId
     variables: Mapping[str, str]
     actions: tuple[str, ...] = ()
-    """The legal actions, for roles whose reply names one."""
+    """The actions a reply may name: all legal ones, or the one it is about."""
 
 
 @dataclass(frozen=True, slots=True)

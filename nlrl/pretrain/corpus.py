@@ -25,7 +25,7 @@ from nlrl_envs.maze import describe
 from nlrl_envs.maze_maps import ACTIONS, MAPS, Cell, MazeMap, random_map
 from nlrl_prompts import PromptSet, load
 
-SHARES = {"value": 0.52, "aggregate": 0.22, "improve": 0.12, "combine": 0.05, "policy": 0.09}
+SHARES = {"value": 0.44, "aggregate": 0.22, "improve": 0.22, "combine": 0.05, "policy": 0.07}
 """Share of each skill among the examples."""
 
 HELD_OUT = frozenset(maze.rows for maze in MAPS.values())
@@ -131,7 +131,8 @@ def aggregate_example(rng: np.random.Generator, prompts: PromptSet) -> Example:
         )
         for k, e in enumerate(evidence_K)
     )
-    return Example("aggregate", prompts["aggregate"].render(looks=looks), _average(evidence_K))
+    action = evidence_K[0].moves.split(", ")[0]
+    return Example("aggregate", prompts["aggregate"].render(looks=looks, action=action), _average(action, evidence_K))
 
 
 def improve_example(rng: np.random.Generator, prompts: PromptSet) -> Example:
@@ -141,11 +142,13 @@ def improve_example(rng: np.random.Generator, prompts: PromptSet) -> Example:
     spread = rng.choice([0.3, 1.0, 3.0, 8.0])
     worths = [round(float(np.clip(centre + rng.normal(0, spread), 0, 99)), 1) for _ in actions]
     lines = [
-        prompts["candidate"].render(action=str(action), evaluation=_average_text(*_parts(rng, worth), worth))
+        prompts["candidate"].render(
+            action=str(action), evaluation=_average_text(str(action), *_parts(rng, worth), worth)
+        )
         for action, worth in zip(actions, worths, strict=True)
     ]
     best = int(np.argmin(worths))
-    reply = f"Most worth is -{worths[best]:.1f}. That is {actions[best]}."
+    reply = f"Most worth is -{worths[best]:.1f} after {actions[best]}."
     return Example("improve", prompts["improve"].render(candidates="\n".join(lines)), reply)
 
 
@@ -254,15 +257,15 @@ def _combined(evidence: Evidence) -> str:
     )
 
 
-def _average(evidence_K: Sequence[Evidence]) -> str:
+def _average(action: str, evidence_K: Sequence[Evidence]) -> str:
     means = [float(np.mean([getattr(e, name) for e in evidence_K])) for name in ("steps", "bumps", "returns", "total")]
-    return _average_text(means[0], means[1], means[2], -means[3])
+    return _average_text(action, means[0], means[1], means[2], -means[3])
 
 
-def _average_text(steps: float, bumps: float, returns: float, worth: float) -> str:
+def _average_text(action: str, steps: float, bumps: float, returns: float, worth: float) -> str:
     return (
         f"On average {abs(steps):.1f} steps, {abs(bumps):.1f} bumps, {abs(returns):.1f} returns. "
-        f"Worth -{abs(worth):.1f}."
+        f"After {action} worth -{abs(worth):.1f}."
     )
 
 

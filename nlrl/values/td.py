@@ -134,6 +134,7 @@ async def _aggregate(
                     for k, (v, text) in enumerate(variations_K)
                 ),
             },
+            (action,),
         )
         for action, variations_K in zip(actions, variations_A, strict=True)
     ]

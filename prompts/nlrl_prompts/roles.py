@@ -38,6 +38,6 @@ TEMPLATES: dict[str, Template] = {
     "improve": _template("I: choose from the evaluations alone", "candidates", "task history", replies=True),
     "look": _template("one variation, for aggregate with G2 inside", "evaluation reward", "number moves"),
     "combined_look": _template("one variation that G2 has already combined", "evaluation", "number moves"),
-    "candidate": _template("one candidate action, for improve", "action evaluation"),
+    "candidate": _template("one candidate action, for improve", "evaluation", "action"),
     "terminal": _template("the value of a finished game", "", "terminal_text"),
 }

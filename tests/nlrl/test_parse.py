@@ -36,9 +36,9 @@ def test_compact_replies_in_the_exact_form_are_read():
     )
     assert value.number == -12.0
     assert value.text.startswith("Goal 5 down")
-    average = "On average 6.2 steps, 1.0 bumps, 0.5 returns. Worth -13.2."
-    assert parse_reply(average, reply_form(COMPACT, "aggregate")).number == -13.2
-    choice = parse_reply("Most worth is -8.5. That is move up.", reply_form(COMPACT, "improve"), ACTIONS)
+    average = "On average 6.2 steps, 1.0 bumps, 0.5 returns. After move up worth -13.2."
+    assert parse_reply(average, reply_form(COMPACT, "aggregate"), ACTIONS).number == -13.2
+    choice = parse_reply("Most worth is -8.5 after move up.", reply_form(COMPACT, "improve"), ACTIONS)
     assert (choice.action, choice.thought) == ("move up", "Most worth is -8.5")
 
 
