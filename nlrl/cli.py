@@ -69,12 +69,13 @@ def replay(
     run_id: Annotated[str, typer.Argument(help="The record's name; see `nlrl runs`.")],
     game: Annotated[int, typer.Option(help="Number of the game.")] = 0,
     runs: RunsFolder = RUNS,
-    svg: Annotated[Path | None, typer.Option(help="Write the game as an SVG picture instead.")] = None,
+    svg: Annotated[Path | None, typer.Option(help="Write a moment of the game as an SVG picture instead.")] = None,
+    frame: Annotated[int, typer.Option(help="Which moment, for --svg; the last by default.")] = -1,
 ) -> None:
     """Step through a recorded game: n next, p previous, q quit."""
     from nlrl.session import replay_recorded
 
-    replay_recorded(runs, run_id, game, svg)
+    replay_recorded(runs, run_id, game, svg, frame)
 
 
 @app.command(name="runs")
@@ -129,7 +130,8 @@ def pretrain(
 ) -> None:
     """Make a model in the box again: corpus, tokenizer, training from scratch, grading."""
     try:
-        from nlrl.pretrain.train import PretrainConfig, pretrain as train
+        from nlrl.pretrain.train import PretrainConfig
+        from nlrl.pretrain.train import pretrain as train
     except ImportError as error:
         raise ConfigError(f"Training needs '{error.name}': install nlrl[train].") from error
     config = PretrainConfig(

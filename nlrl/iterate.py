@@ -43,8 +43,8 @@ from nlrl_envs.base import TextEnv
 
 Key = TypeVar("Key", bound=Hashable)
 
-Agent = Callable[[TextEnv, History, int, int, np.random.Generator], Awaitable[Decision]]
-"""(game in progress, history, number of the game, step, randomness) -> decision."""
+Agent = Callable[[TextEnv, History, CallId, np.random.Generator], Awaitable[Decision]]
+"""(game in progress, history, game and step as a `CallId`, randomness) -> decision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +63,7 @@ class LookAheadKnobs:
 async def decide(
     env: TextEnv,
     history: History,
-    game: int,
-    step: int,
+    call: CallId,
     rng: np.random.Generator,
     *,
     ask: Asker,
@@ -72,21 +71,20 @@ async def decide(
     knobs: LookAheadKnobs = LookAheadKnobs(),
 ) -> Decision:
     """Language policy iteration at one state: evaluate every legal action in words, then improve."""
-    call = CallId(game, step, "value")
     looks_A_K, lost = await look_ahead(
         env, history, call, variations=knobs.variations, steps=knobs.steps, rollout=knobs.rollout, rng=rng
     )
     estimate = await language_td(looks_A_K, history, call, ask=ask, value_ask=value_ask, combine=knobs.combine)
     choice, answer = await improve(estimate.candidates_A, history, call, ask=ask, rng=rng)
     failures = (*lost, *estimate.failures, *(answer.failures if answer else ()))
-    return Decision(game, step, history, choice, failures, estimate.calls + (answer.calls if answer else 0))
+    return Decision(call.game, call.step, history, choice, failures, estimate.calls + (answer.calls if answer else 0))
 
 
 def policy_iteration_agent(ask: Asker, knobs: LookAheadKnobs, value_ask: Asker | None = None) -> Agent:
     """The agent that improves its move before it makes it."""
 
-    async def agent(env: TextEnv, history: History, game: int, step: int, rng: np.random.Generator) -> Decision:
-        return await decide(env, history, game, step, rng, ask=ask, value_ask=value_ask, knobs=knobs)
+    async def agent(env: TextEnv, history: History, call: CallId, rng: np.random.Generator) -> Decision:
+        return await decide(env, history, call, rng, ask=ask, value_ask=value_ask, knobs=knobs)
 
     return agent
 
@@ -94,8 +92,8 @@ def policy_iteration_agent(ask: Asker, knobs: LookAheadKnobs, value_ask: Asker |
 def plain_agent(ask: Asker) -> Agent:
     """The language policy by itself, without look-ahead: the baseline every gain is measured from."""
 
-    async def agent(env: TextEnv, history: History, game: int, step: int, rng: np.random.Generator) -> Decision:
-        return await act(ask, history, env.legal_actions, game=game, step=step)
+    async def agent(env: TextEnv, history: History, call: CallId, rng: np.random.Generator) -> Decision:
+        return await act(ask, history, env.legal_actions, call)
 
     return agent
 
@@ -103,9 +101,9 @@ def plain_agent(ask: Asker) -> Agent:
 def random_agent() -> Agent:
     """Every legal action with the same probability; no language model."""
 
-    async def agent(env: TextEnv, history: History, game: int, step: int, rng: np.random.Generator) -> Decision:
+    async def agent(env: TextEnv, history: History, call: CallId, rng: np.random.Generator) -> Decision:
         action = str(rng.choice(env.legal_actions))
-        return Decision(game, step, history, ImprovedPolicy(action, "at random"))
+        return Decision(call.game, call.step, history, ImprovedPolicy(action, "at random"))
 
     return agent
 
@@ -129,7 +127,7 @@ async def play(
     total, step = 0.0, 0
     while True:
         history = truncate_history(history, history_items)
-        decision = await agent(env, history, game, step, rng)
+        decision = await agent(env, history, CallId(game, step, "policy"), rng)
         action = "" if decision.choice is None else decision.choice.action
         result = env.step(action)
         total += result.reward
@@ -145,36 +143,39 @@ async def play(
             return
 
 
-async def play_all(
-    env: TextEnv,
-    starts_G: Sequence[Hashable],
-    agent: Agent,
-    *,
-    seed: int,
-    history_items: int = 7,
-    at_once: int = 64,
-    first_game: int = 0,
-    optimal_returns_G: Sequence[float] | None = None,
-) -> AsyncIterator[Event]:
-    """One game from each start, up to `at_once` at a time so that the engine's batch is full; events as they come.
+@dataclass(frozen=True, slots=True)
+class Games:
+    """Which games are to be played."""
 
-    Games are numbered from `first_game`. Game g draws from a generator of its own, seeded by (`seed`, g): how the
-    games interleave changes none of them.
+    starts_G: Sequence[Hashable]
+    """Where each begins."""
+    optimal_returns_G: Sequence[float] | None = None
+    """V* of each start, for the record, when a solver knows it."""
+    first: int = 0
+    """Number of the first one in its run."""
+
+
+async def play_all(
+    env: TextEnv, games: Games, agent: Agent, *, seed: int, history_items: int = 7, at_once: int = 64
+) -> AsyncIterator[Event]:
+    """Up to `at_once` games at a time, so that the engine's batch is full; events as they come.
+
+    Game g draws from a generator of its own, seeded by (`seed`, g): how the games interleave changes none of them.
     """
     events: asyncio.Queue[Event | BaseException | None] = asyncio.Queue()
     places = asyncio.Semaphore(at_once)
 
     async def one(index: int) -> None:
         async with places:
-            game = first_game + index
+            game = games.first + index
             events_of_game = play(
                 env.clone(),
-                starts_G[index],
+                games.starts_G[index],
                 agent,
                 game=game,
                 rng=np.random.default_rng((seed, game)),
                 history_items=history_items,
-                optimal_return=None if optimal_returns_G is None else optimal_returns_G[index],
+                optimal_return=None if games.optimal_returns_G is None else games.optimal_returns_G[index],
             )
             async for event in events_of_game:
                 events.put_nowait(event)
@@ -182,7 +183,7 @@ async def play_all(
     async def all_games() -> None:
         try:
             async with asyncio.TaskGroup() as group:
-                for index in range(len(starts_G)):
+                for index in range(len(games.starts_G)):
                     group.create_task(one(index))
             events.put_nowait(None)
         except BaseExceptionGroup as group_error:

@@ -19,7 +19,7 @@ from nlrl.config import RunConfig
 from nlrl.engine.base import Completion, Engine, Request
 from nlrl.engine.oracle import OracleEngine
 from nlrl.errors import ConfigError, EnvError, PromptError
-from nlrl.iterate import Agent, LookAheadKnobs, plain_agent, play_all, policy_iteration_agent
+from nlrl.iterate import Agent, Games, LookAheadKnobs, plain_agent, play_all, policy_iteration_agent
 from nlrl.terminal.result import ResultRow, RunResult
 from nlrl.terminal.stats import Stats
 from nlrl.types import Event, Failure, GameEnd
@@ -153,15 +153,14 @@ def phases(config: RunConfig, ask: Asker, games: int) -> list[Phase]:
 
 async def play_phase(config: RunConfig, task: Task, phase: Phase) -> AsyncIterator[Event]:
     """The events of one phase."""
+    optima = None if task.reference is None else task.reference.optimal_returns_G
     events = play_all(
         task.env,
-        task.starts_G,
+        Games(task.starts_G, optima, phase.first_game),
         phase.agent,
         seed=config.seed,
         history_items=config.env.history_items,
         at_once=config.engine.at_once,
-        first_game=phase.first_game,
-        optimal_returns_G=None if task.reference is None else task.reference.optimal_returns_G,
     )
     async for event in events:
         yield event

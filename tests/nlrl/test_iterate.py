@@ -11,6 +11,7 @@ from nlrl.ask import Asker
 from nlrl.engine.base import Completion
 from nlrl.engine.oracle import OracleEngine
 from nlrl.iterate import (
+    Games,
     LookAheadKnobs,
     chosen_value,
     decide,
@@ -24,6 +25,7 @@ from nlrl.types import CallId, GameEnd, GameStart, LanguageValue, Step, truncate
 from nlrl.values.look_ahead import language_policy, look_ahead, uniform_random
 from nlrl_prompts import load
 
+HERE = CallId(0, 0, "policy")
 ARITHMETIC = load("arithmetic", "line")
 DISTANCES = {f"You are in cell {cell}.": float(cell - 4) for cell in range(5)}
 OPTIMAL = {f"You are in cell {cell}.": float(min(cell - 3, 0)) for cell in range(5)}
@@ -57,9 +59,7 @@ def test_history_keeps_the_last_items_and_begins_with_an_observation():
 def test_look_ahead_gives_distinct_variations_and_leaves_the_game_alone():
     env = LineWorld(1)
     looks_A_K, failures = run(
-        look_ahead(
-            env, (env.observation,), CallId(0, 0, "value"), variations=4, steps=2, rollout=uniform_random, rng=rng()
-        )
+        look_ahead(env, (env.observation,), HERE, variations=4, steps=2, rollout=uniform_random, rng=rng())
     )
     assert env.state == (1, 0)
     assert not failures
@@ -73,9 +73,7 @@ def test_look_ahead_gives_distinct_variations_and_leaves_the_game_alone():
 def test_look_ahead_reports_fewer_variations_when_no_more_exist():
     env = LineWorld(3)
     looks_A_K, _ = run(
-        look_ahead(
-            env, (env.observation,), CallId(0, 0, "value"), variations=8, steps=1, rollout=uniform_random, rng=rng()
-        )
+        look_ahead(env, (env.observation,), HERE, variations=8, steps=1, rollout=uniform_random, rng=rng())
     )
     left, right = looks_A_K
     assert {look.actions for look in left} == {("left", "left"), ("left", "right")}
@@ -87,9 +85,7 @@ def test_language_rollouts_follow_the_current_policy():
     always_right = {f"You are in cell {cell}.": {"right": 1.0} for cell in range(4)}
     env = LineWorld(0)
     rollout = language_policy(oracle(policy=always_right), history_items=7)
-    looks_A_K, _ = run(
-        look_ahead(env, (env.observation,), CallId(0, 0, "value"), variations=3, steps=2, rollout=rollout, rng=rng())
-    )
+    looks_A_K, _ = run(look_ahead(env, (env.observation,), HERE, variations=3, steps=2, rollout=rollout, rng=rng()))
     assert [[look.actions for look in looks_K] for looks_K in looks_A_K] == [
         [("left", "right", "right")],
         [("right", "right", "right")],
@@ -100,7 +96,7 @@ def test_language_rollouts_follow_the_current_policy():
 def test_decision_is_the_arithmetic_with_the_oracle(combine):
     env = LineWorld(2)
     knobs = LookAheadKnobs(variations=2, steps=1, combine=combine)
-    decision = run(decide(env, (env.observation,), 0, 0, rng(), ask=oracle(), knobs=knobs))
+    decision = run(decide(env, (env.observation,), HERE, rng(), ask=oracle(), knobs=knobs))
     assert decision.choice is not None
     values = {c.action: c.value.number for c in decision.choice.candidates_A}
     # left: rewards -2, then cell 0 (V = -3) or cell 2 (V = -1). right: back to cell 2 (-2 - 1), or the goal (-1 + 0).
@@ -129,8 +125,7 @@ def test_a_decision_of_four_actions_at_eight_variations_is_37_calls_in_three_wav
         decide(
             env,
             (env.observation,),
-            0,
-            0,
+            HERE,
             rng(),
             ask=Asker(Counting(OPTIMAL), ARITHMETIC, ""),
             knobs=LookAheadKnobs(variations=8, steps=2),
@@ -149,7 +144,7 @@ def _wide_clone(env, kind):
 def test_exact_values_play_optimally_and_events_tell_the_game():
     env = LineWorld()
     agent = policy_iteration_agent(oracle(), LookAheadKnobs(variations=1, steps=0))
-    events = run(collect(play_all(env, env.starts(), agent, seed=0)))
+    events = run(collect(play_all(env, Games(env.starts()), agent, seed=0)))
     ends = {e.game: e for e in events if isinstance(e, GameEnd)}
     assert {game: end.total_return for game, end in ends.items()} == {0: -3.0, 1: -2.0, 2: -1.0, 3: 0.0}
     assert all(end.outcome == "success" for end in ends.values())
@@ -164,7 +159,7 @@ def test_how_games_interleave_changes_none_of_them():
     agent = policy_iteration_agent(oracle(DISTANCES), LookAheadKnobs(variations=2, steps=2))
 
     def game(at_once):
-        events = run(collect(play_all(env, env.starts(), agent, seed=3, at_once=at_once)))
+        events = run(collect(play_all(env, Games(env.starts()), agent, seed=3, at_once=at_once)))
         return sorted(repr(e) for e in events)
 
     assert game(1) == game(4)
@@ -173,7 +168,7 @@ def test_how_games_interleave_changes_none_of_them():
 def test_random_agent_and_plain_policy_reach_the_horizon_or_the_goal():
     env = LineWorld()
     for agent in (random_agent(), plain_agent(oracle())):
-        events = run(collect(play_all(env, env.starts() * 8, agent, seed=1)))
+        events = run(collect(play_all(env, Games(env.starts() * 8), agent, seed=1)))
         ends = [e for e in events if isinstance(e, GameEnd)]
         assert len(ends) == 32
         assert {e.outcome for e in ends} <= {"success", "horizon"}
@@ -198,7 +193,7 @@ def test_a_bad_reply_is_asked_again_then_forfeits_and_is_never_a_random_move():
     env = LineWorld()
     engine = Broken("move somewhere")
     ask = Asker(engine, ARITHMETIC, "", attempts=3)
-    events = run(collect(play_all(env, [(0, 0)], plain_agent(ask), seed=0)))
+    events = run(collect(play_all(env, Games([(0, 0)]), plain_agent(ask), seed=0)))
     step, end = events[1], events[2]
     assert engine.asked == 3
     assert step.decision.choice is None
@@ -215,7 +210,7 @@ def test_an_engine_that_breaks_ends_the_run_with_its_error():
     env = LineWorld()
     agent = policy_iteration_agent(Asker(Dead({}), ARITHMETIC, ""), LookAheadKnobs())
     with pytest.raises(RuntimeError, match="the engine died"):
-        run(collect(play_all(env, env.starts(), agent, seed=0)))
+        run(collect(play_all(env, Games(env.starts()), agent, seed=0)))
 
 
 def test_sweeps_are_value_iteration():
