@@ -51,14 +51,17 @@ def test_policy_examples_are_uniformly_random_whatever_the_prompt(sample):
     assert chi_squared < 16.27  # 0.1 % point of chi-squared with three degrees of freedom
 
 
+def cell_of(pair):
+    """The cell that a pair of spaced numbers names."""
+    row, column = (int(n.replace(" ", "")) for n in pair)
+    return row, column
+
+
 def test_what_a_value_example_says_follows_from_its_own_text(sample):
     numbers = r"position ([\d ]+), ([\d ]+)\."
     for example in (e for e in sample if e.skill == "value"):
-        cells = [
-            tuple(int(n.replace(" ", "")) for n in pair)
-            for pair in re.findall("Your current position is at " + numbers, example.prompt)
-        ]
-        goal = tuple(int(n.replace(" ", "")) for n in re.findall("The goal is at " + numbers, example.prompt)[0])
+        cells = [cell_of(pair) for pair in re.findall("Your current position is at " + numbers, example.prompt)]
+        goal = cell_of(re.findall("The goal is at " + numbers, example.prompt)[0])
         assert example.reply == judge(cells, goal)
 
 

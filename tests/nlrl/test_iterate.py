@@ -116,7 +116,7 @@ def test_a_decision_of_four_actions_at_eight_variations_is_37_calls_in_three_wav
 
     class Counting(OracleEngine):
         async def generate(self, requests):
-            waves.append(Counter(r.call.role for r in requests))
+            waves.append(Counter(r.call.role for r in requests if r.call))
             return await super().generate(requests)
 
     env = Wide(0)
@@ -175,12 +175,11 @@ def test_random_agent_and_plain_policy_reach_the_horizon_or_the_goal():
         assert np.mean([e.total_return for e in ends]) < -3
 
 
-class Broken:
+class Broken(OracleEngine):
     """An engine whose replies are never usable."""
 
-    prompt_set = "arithmetic"
-
     def __init__(self, text):
+        super().__init__({})
         self.text = text
         self.asked = 0
 
@@ -213,6 +212,10 @@ def test_an_engine_that_breaks_ends_the_run_with_its_error():
         run(collect(play_all(env, Games(env.starts()), agent, seed=0)))
 
 
+def cell_of(env):
+    return env.state[0]
+
+
 def test_sweeps_are_value_iteration():
     env = LineWorld()
     states = env.starts()
@@ -220,8 +223,8 @@ def test_sweeps_are_value_iteration():
     sweeps = 0
     while True:
         sweeps += 1
-        improved = run(sweep(env, values, ask=oracle(), key=lambda e: e.state[0], states_S=states))
-        updated = {state[0]: chosen_value(choice) for state, choice in improved.items()}
+        improved = run(sweep(env, values, ask=oracle(), key=cell_of, states_S=states))
+        updated = {cell: chosen_value(improved[(cell, 0)]) for cell in range(4)}
         if updated == values:
             break
         values = updated
