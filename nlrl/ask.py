@@ -14,7 +14,7 @@ from nlrl.engine.base import Completion, Constraint, Engine, Message, Request, S
 from nlrl.errors import ParseError
 from nlrl.parse import Parsed, parse_reply
 from nlrl.types import CallId, Failure, FailureKind, History
-from nlrl_prompts import Prompt, PromptSet, Reply, constraint_pattern, fill_schema
+from nlrl_prompts import Prompt, PromptSet, Reply, constraint_pattern, fill_schema, quotes
 
 RecordCall = Callable[[Request, Completion, Failure | None, float], None]
 """Called once for every answer: request, answer, why it was unusable (or None), seconds since it was asked."""
@@ -32,6 +32,8 @@ class Question:
     variables: Mapping[str, str]
     actions: tuple[str, ...] = ()
     """The actions a reply may name: all legal ones, or the one it is about."""
+    candidates: tuple[tuple[str, float | None], ...] = ()
+    """For improve: each candidate action with the number its evaluation states."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,9 @@ class Asker:
         prompt = self.prompts[question.call.role]
         reply = _reply_of(prompt)
         variables = {"task": self.task, "actions": ", ".join(question.actions), **question.variables}
-        if reply.kind == "regex":
+        if admissible := quotes(reply, question.candidates):
+            constraint = Constraint("choice", admissible)
+        elif reply.kind == "regex":
             constraint = Constraint("regex", constraint_pattern(reply, question.actions))
         else:
             constraint = Constraint("json", fill_schema(reply, question.actions))

@@ -36,6 +36,7 @@ async def improve(
         replace(call, role="improve"),
         {"candidates": text, "history": history_text(history)},
         tuple(c.action for c in candidates_A),
+        tuple((c.action, c.value.number) for c in candidates_A),
     )
     (answer,) = await ask.ask([question])
     if answer.parsed is None or answer.parsed.action is None:

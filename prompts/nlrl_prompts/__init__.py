@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -44,6 +44,9 @@ class Reply:
     pattern: str = ""
     schema: str = ""
     fields: Mapping[str, str] | None = None
+    quote: str = ""
+    """For "improve": how one candidate is quoted, with `{number}` and `{action}`. When given, the engine may write no
+    other reply than such a quote of a candidate it was shown, worth and action together as they stood there."""
     max_tokens: int = 256
     temperature: float = 0.0
 
@@ -111,6 +114,13 @@ def constraint_pattern(reply: Reply, actions: tuple[str, ...]) -> str:
 def fill_actions(pattern: str, actions: tuple[str, ...]) -> str:
     """`pattern` with the legal actions as alternatives, longest first so that none hides behind its prefix."""
     return pattern.replace(ACTIONS, "|".join(_escape(a) for a in sorted(actions, key=len, reverse=True)))
+
+
+def quotes(reply: Reply, candidates: Sequence[tuple[str, float | None]]) -> tuple[str, ...]:
+    """The admissible replies of a form with `quote`: one a candidate; () when a candidate has no number."""
+    if not reply.quote or any(number is None for _, number in candidates):
+        return ()
+    return tuple(reply.quote.format(number=number, action=action) for action, number in candidates)
 
 
 def fill_schema(reply: Reply, actions: tuple[str, ...]) -> str:
