@@ -5,6 +5,7 @@ classes the moment those are imported, before or after this package, so that
 ``AutoModelForCausalLM.from_pretrained(folder)`` works without remote code.
 """
 
+import sys
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -80,7 +81,11 @@ def _register_configs(auto: ModuleType) -> None:
 
 
 def _register_models(auto: ModuleType) -> None:
+    """Register every model, except one whose module is being imported right now: it registers itself at its end."""
     for backbone in BACKBONES.values():
+        module, _, name = backbone.model.partition(":")
+        if module in sys.modules and not hasattr(sys.modules[module], name):
+            continue
         auto.AutoModelForCausalLM.register(_load(backbone.config), _load(backbone.model), exist_ok=True)
 
 

@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -252,3 +252,7 @@ class _Packing:
 
     def unpack(self, x_BTE: torch.Tensor) -> torch.Tensor:
         return x_BTE.gather(1, self.inverse_BT[..., None].expand_as(x_BTE))
+
+
+# Whoever imports this module first triggers the hook in `nlrl_backbones` while the class above does not exist yet.
+AutoModelForCausalLM.register(HymbaConfig, HymbaForCausalLM, exist_ok=True)
