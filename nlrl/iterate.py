@@ -179,6 +179,8 @@ async def play_all(
             )
             async for event in events_of_game:
                 events.put_nowait(event)
+                # An agent that never waits would keep the loop to itself: nobody would see events, Ctrl-C included.
+                await asyncio.sleep(0)
 
     async def all_games() -> None:
         try:
