@@ -123,8 +123,8 @@ def pretrain(
     backbone: Annotated[str, typer.Option(help="Whose shape: a backbone with a model in the box.")] = "hymba",
     out: Annotated[Path, typer.Option(help="Folder to write the model to.")] = Path("runs/out/pretrained"),
     seed: Annotated[int, typer.Option(help="Seed of corpus, weights and order.")] = 0,
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 6000,
-    max_seconds: Annotated[float, typer.Option(help="The schedule ends by then.")] = 540.0,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 12000,
+    max_seconds: Annotated[float, typer.Option(help="The schedule ends by then.")] = 500.0,
     workers: Annotated[int, typer.Option(help="Processes that write the corpus.")] = max(1, (os.cpu_count() or 2) - 2),
     batch_tokens: Annotated[int, typer.Option(help="Tokens a batch, padding included.")] = 65536,
 ) -> None:

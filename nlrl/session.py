@@ -78,7 +78,7 @@ async def _play(
 
     status, code = "failed", 1
     try:
-        with open_view(stats, title=f"{_title(config)} on {ask.engine.describe().kind}", plain=plain) as view:
+        with open_view(stats, title=_title(config, ask.engine), plain=plain) as view:
             for phase in planned:
                 await _show_phase(config, task, phase, view, store, ends[phase.name])
         status, code = "finished", 0
@@ -182,6 +182,6 @@ def _engine_name(config: RunConfig) -> str:
     return f"{_model_name(config)}{where}"
 
 
-def _title(config: RunConfig) -> str:
-    look = config.look_ahead
-    return f"{config.recipe} {config.env.map}, K={look.variations} N={look.steps}, {_model_name(config)}"
+def _title(config: RunConfig, engine: Engine) -> str:
+    look, info = config.look_ahead, engine.describe()
+    return f"{config.recipe} {config.env.map}, K={look.variations} N={look.steps}, {info.model} on {info.kind}"

@@ -45,7 +45,7 @@ class PretrainConfig:
 
     backbone: str = "hymba"
     seed: int = 0
-    steps: int = 6000
+    steps: int = 12000
     batch_tokens: int = 65536
     peak_lr: float = 3e-3
     warmup: int = 200
@@ -53,7 +53,7 @@ class PretrainConfig:
     clip: float = 1.0
     workers: int = 14
     vocab_size: int = 640
-    max_seconds: float = 540.0
+    max_seconds: float = 500.0
     """The schedule is cut to what fits: the learning rate reaches its end by then even if `steps` was not reached."""
 
 
