@@ -31,6 +31,7 @@ def test_the_same_seed_gives_the_same_corpus(sample):
 def test_every_reply_has_the_form_that_a_run_checks(sample):
     for example in sample:
         form = PROMPTS[example.skill].reply
+        assert form is not None
         assert parse_reply(example.reply, form, ACTIONS)
     assert set(Counter(e.skill for e in sample)) == set(corpus.SHARES)
 

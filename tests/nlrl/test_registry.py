@@ -22,9 +22,7 @@ def test_every_engine_name_points_at_a_class_of_its_module() -> None:
     assert registry.load("engine", "scripted").__name__ == "ScriptedEngine"
 
 
-@pytest.mark.parametrize(
-    ("kind", "name", "known"), [("engine", "vlm", "vllm"), ("prompt set", "compac", "compact")]
-)
+@pytest.mark.parametrize(("kind", "name", "known"), [("engine", "vlm", "vllm"), ("prompt set", "compac", "compact")])
 def test_unknown_name_lists_the_known_and_the_nearest(kind: registry.Kind, name: str, known: str) -> None:
     with pytest.raises(UnknownNameError, match=f"Unknown {kind} '{name}'.*Did you mean '{known}'"):
         registry.load(kind, name)
@@ -43,9 +41,7 @@ def test_entry_points_add_names_but_never_replace_ours(monkeypatch: pytest.Monke
         registry.load("engine", "broken")
 
 
-def test_prompt_sets_come_with_the_folder_they_are_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_prompt_sets_come_with_the_folder_they_are_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (registry.prompt_root("compact") / "compact").is_dir()
     (tmp_path / "their_prompts" / "terse").mkdir(parents=True)
     (tmp_path / "their_prompts" / "__init__.py").write_text("")
