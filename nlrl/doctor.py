@@ -193,15 +193,21 @@ def _plugin_allowed(machine: Machine, allowed: str | None) -> Check:
 
 def _architecture(backbone_id: str) -> Check:
     backbone = registry.load("backbone", backbone_id)
-    parts = (backbone.config, backbone.model, backbone.vllm_model)
+    parts = [part for part in (backbone.config, backbone.model, backbone.vllm_model) if part]
     lost = [module for module in (part.partition(":")[0] for part in parts) if not module_exists(module)]
     if lost:
         return Check(f"model {backbone_id}", False, f"cannot be found: {', '.join(lost)}", "reinstall nlrl")
-    return Check(f"model {backbone_id}", True, f"{backbone.architecture}, for transformers and for vLLM")
+    if backbone.model:
+        runs = "for transformers and for vLLM"
+    else:
+        runs = "transformers' own, served by us" if parts else "transformers' and vLLM's own"
+    return Check(f"model {backbone_id}", True, f"{backbone.architecture}, {runs}")
 
 
 def _boxed_model(backbone_id: str) -> Check:
     name = f"box {backbone_id}"
+    if not registry.load("backbone", backbone_id).boxed:
+        return Check(name, True, "none; give --backbone a folder or a hub id")
     try:
         folder = registry.resolve_model(backbone_id).path
     except NlrlError as error:

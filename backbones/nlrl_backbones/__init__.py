@@ -25,10 +25,10 @@ class Backbone:
         id: name users type.
         model_type: ``model_type`` in ``config.json``.
         architecture: entry of ``architectures`` in ``config.json``, under which vLLM looks the model up.
-        config: the transformers configuration class.
-        model: the transformers model class.
-        vllm_model: the model class that vLLM serves.
-        boxed: folder name of the small checkpoint that ships with the package.
+        config: the transformers configuration class; empty where transformers has its own.
+        model: the transformers model class; empty where transformers has its own.
+        vllm_model: the model class that vLLM serves; empty where vLLM has its own.
+        boxed: folder name of the small checkpoint that ships with the package; empty where none does.
         prompts: prompt set that suits the boxed checkpoint.
         paper: where the architecture was published.
     """
@@ -56,6 +56,29 @@ BACKBONES: dict[str, Backbone] = {
         prompts="compact",
         paper="Dong et al. 2024, Hymba: A Hybrid-head Architecture for Small Language Models, arXiv 2411.13676",
     ),
+    # Controls: what every claim is compared with, from the libraries as they are.
+    "transformer": Backbone(
+        id="transformer",
+        model_type="llama",
+        architecture="LlamaForCausalLM",
+        config="",
+        model="",
+        vllm_model="",
+        boxed="transformer-tiny",
+        prompts="compact",
+        paper="Touvron et al. 2023, LLaMA: Open and Efficient Foundation Language Models, arXiv 2302.13971",
+    ),
+    "mamba2": Backbone(
+        id="mamba2",
+        model_type="mamba2",
+        architecture="Mamba2ForCausalLM",
+        config="",
+        model="",
+        vllm_model="",
+        boxed="",
+        prompts="default",
+        paper="Dao and Gu 2024, Transformers are SSMs, arXiv 2405.21060",
+    ),
 }
 
 
@@ -63,10 +86,12 @@ def boxed_dir(backbone_id: str) -> Path:
     """Folder of the small checkpoint that ships with the backbone.
 
     Raises:
-        ValueError: for an id that is not in ``BACKBONES``.
+        ValueError: for an id that is not in ``BACKBONES``, or a backbone without such a checkpoint.
     """
     if backbone_id not in BACKBONES:
         raise ValueError(f"There is no backbone {backbone_id!r}: choose one of {', '.join(sorted(BACKBONES))}.")
+    if not BACKBONES[backbone_id].boxed:
+        raise ValueError(f"No model of {backbone_id} ships in the box: give a folder or a hub id of one.")
     return Path(__file__).parent / "boxed" / BACKBONES[backbone_id].boxed
 
 
@@ -77,13 +102,16 @@ def _load(reference: str) -> Any:
 
 def _register_configs(auto: ModuleType) -> None:
     for backbone in BACKBONES.values():
-        auto.AutoConfig.register(backbone.model_type, _load(backbone.config), exist_ok=True)
+        if backbone.config:
+            auto.AutoConfig.register(backbone.model_type, _load(backbone.config), exist_ok=True)
 
 
 def _register_models(auto: ModuleType) -> None:
     """Register every model, except one whose module is being imported right now: it registers itself at its end."""
     for backbone in BACKBONES.values():
         module, _, name = backbone.model.partition(":")
+        if not module:
+            continue
         if module in sys.modules and not hasattr(sys.modules[module], name):
             continue
         auto.AutoModelForCausalLM.register(_load(backbone.config), _load(backbone.model), exist_ok=True)

@@ -28,6 +28,7 @@ def register() -> None:
     known = set(ModelRegistry.get_supported_archs())
     for backbone in BACKBONES.values():
         module, _, name = backbone.config.partition(":")
-        AutoConfig.register(backbone.model_type, getattr(importlib.import_module(module), name), exist_ok=True)
-        if backbone.architecture not in known:
+        if module:
+            AutoConfig.register(backbone.model_type, getattr(importlib.import_module(module), name), exist_ok=True)
+        if backbone.vllm_model and backbone.architecture not in known:
             ModelRegistry.register_model(backbone.architecture, backbone.vllm_model)

@@ -43,7 +43,8 @@ def main():
         for name in registry.names(kind):
             registry.load(kind, name)
     for backbone in nlrl_backbones.BACKBONES.values():
-        registry.resolve(backbone.config), registry.resolve(backbone.model)
+        for reference in filter(None, (backbone.config, backbone.model)):
+            registry.resolve(reference)
     for prompts in nlrl_prompts.available():
         for env in nlrl_envs.ENVS:
             assert nlrl_prompts.load(prompts, env)
