@@ -2,6 +2,7 @@
 
 from nlrl_kernels.dispatch import implementation_for, use_implementation
 from nlrl_kernels.ops import (
+    binary_linear,
     causal_conv1d_update,
     causal_conv1d_varlen,
     pinned_window_attention,
@@ -11,6 +12,7 @@ from nlrl_kernels.ops import (
 )
 
 __all__ = [
+    "binary_linear",
     "causal_conv1d_update",
     "causal_conv1d_varlen",
     "implementation_for",

@@ -22,6 +22,7 @@ _FOLDERS = {
     "causal_conv1d_varlen": "causal_conv",
     "causal_conv1d_update": "causal_conv",
     "pinned_window_attention": "window_attention",
+    "binary_linear": "binary",
 }
 """Operator -> folder; each folder holds ``reference.py`` and ``triton_impl.py`` with functions of the same name."""
 

@@ -200,3 +200,29 @@ def pinned_window_attention(
         out_THD=out_THD,
         max_query_len=max_query_len,
     )
+
+
+def binary_linear(
+    x: torch.Tensor,
+    packed_OJ: torch.Tensor,
+    scale_I: torch.Tensor,
+    shift_I: torch.Tensor,
+    zeros_Z2: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """A linear layer whose matrix is s_i sign(W[o, i]) + b_i, from signs packed one bit each; equations in its folder.
+
+    Source: FBI-Linear (arXiv 2407.07093, Bi-Mamba arXiv 2411.11843), scale and shift by input column. No gradient from
+    Triton; the reference has those of x, scale and shift.
+
+    Arguments that need a word:
+
+    - x: [..., I], any strides.
+    - packed_OJ: uint8, J = ceil(I / 8); lowest bit first along the input, 1 where W > 0.
+    - scale_I: s, in any floating dtype; may be negative or zero.
+    - shift_I: b.
+    - zeros_Z2: int32 (output, input) of the exact zeros of W, whose bits are 0; a negative output skips the pair.
+
+    Returns:
+        [..., O] in the dtype of x.
+    """
+    return select("binary_linear", x)(x, packed_OJ, scale_I, shift_I, zeros_Z2)

@@ -7,13 +7,33 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from nlrl_kernels.binary import triton_impl as binary
 from nlrl_kernels.causal_conv import triton_impl as conv
 from nlrl_kernels.mamba_scan import triton_impl as scan
 from nlrl_kernels.window_attention import triton_impl as attention
 
-INDEX = {"starts_ptr": "*i32", "slots_ptr": "*i32", "has_state_ptr": "*i1", "table_ptr": "*i32", "lengths_ptr": "*i32"}
+INDEX = {
+    "starts_ptr": "*i32",
+    "slots_ptr": "*i32",
+    "has_state_ptr": "*i1",
+    "table_ptr": "*i32",
+    "lengths_ptr": "*i32",
+    "packed_ptr": "*u8",
+    "zeros_ptr": "*i32",
+}
 TILE = {"BLOCK_C": 32, "BLOCK_N": 16}
-WIDE = ("A_ptr", "D_ptr", "start_ptr", "states_ptr", "kept_ptr", "final_ptr", "scratch_ptr", "dfinal_ptr")
+WIDE = (
+    "A_ptr",
+    "D_ptr",
+    "start_ptr",
+    "states_ptr",
+    "kept_ptr",
+    "final_ptr",
+    "scratch_ptr",
+    "dfinal_ptr",
+    "scale_ptr",
+    "shift_ptr",
+)
 
 
 def compile_kernel(kernel, constants, dtype="fp32", num_warps=1):
@@ -41,6 +61,8 @@ def main():
             tile = {"BLOCK_M": 16 if full else 32, "BLOCK_N": 32} if dtype == "fp32" else {"BLOCK_M": 64, "BLOCK_N": 64}
             flags = {"GROUP": 5, "HAS_WINDOW": full, "IEEE": dtype == "fp32"}
             compile_kernel(attention._attend, flags | widths | tile, dtype, num_warps=4)
+            compile_kernel(binary._few_rows, {"ROWS": 1 if full else 8} | binary._BLOCK_FEW, dtype, num_warps=4)
+            compile_kernel(binary._many_rows, {"BLOCK_T": 16 if full else 64} | binary._BLOCK_MANY, dtype, num_warps=4)
 
 
 if __name__ == "__main__":
