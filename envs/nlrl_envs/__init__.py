@@ -3,16 +3,19 @@
 `ENVS` is the table of games: id -> "module:callable". The callable makes a `TextEnv`; without arguments it makes the
 default game, and its keyword arguments are the game's options. Nothing of a game is imported before it is asked for.
 
-Importing this package registers the games' numeric faces with gymnasium, so that `gymnasium.make("nlrl/Maze-v0")`
-works, and so does `gymnasium.make("nlrl_envs:nlrl/Maze-v0")` without any import of ours.
+Importing this package registers the games' numeric faces: with gymnasium, so that `gymnasium.make("nlrl/Maze-v0")`
+works (and `gymnasium.make("nlrl_envs:nlrl/Maze-v0")` without any import of ours), and games of two with PettingZoo, as
+`pettingzoo.make("aec", "nlrl/tic_tac_toe-v0")`.
 """
 
 from __future__ import annotations
 
 import gymnasium
+import pettingzoo
 
 ENVS: dict[str, str] = {
     "maze": "nlrl_envs.maze:MazeText",
+    "tic_tac_toe": "nlrl_envs.tic_tac_toe:TicTacToe",
 }
 
 REFERENCES: dict[str, str] = {
@@ -21,5 +24,6 @@ REFERENCES: dict[str, str] = {
 """Games with an exact solver: id -> "module:callable" that takes the game and starts and gives a `Reference`."""
 
 gymnasium.register(id="nlrl/Maze-v0", entry_point="nlrl_envs.maze:MazeEnv")
+pettingzoo.register("aec", "nlrl/tic_tac_toe-v0", "nlrl_envs.tic_tac_toe:env")
 
 __all__ = ["ENVS", "REFERENCES"]

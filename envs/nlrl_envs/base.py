@@ -3,6 +3,9 @@
 States, actions, transitions and rewards are rendered as text before a language model sees them (arXiv 2411.14251,
 section 3). This module imports nothing of ours; a game outside this repository implements `TextEnv` and is checked by
 `nlrl_envs.check.check_env`.
+
+A game of several seats implements `SeatedEnv`, which is `TextEnv` and says besides whose turn it is. `seats_of` and
+`seat_of` let a caller treat both kinds alike. Axis in names: P seats, in the order in which they move first.
 """
 
 from __future__ import annotations
@@ -20,11 +23,14 @@ class TextStep:
 
     observation: str
     reward: float
+    """Of the player who moved."""
     terminated: bool
     truncated: bool
     legal: bool
     success: bool = False
-    """Only meaningful with `terminated`: the goal was reached, the game was won."""
+    """Only meaningful with `terminated`: the goal was reached, the player who moved has won."""
+    rewards_P: tuple[float, ...] = ()
+    """Of every seat, the one that moved among them: what a move does to the others is never lost. () with one seat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +47,7 @@ class Reference:
 
 @runtime_checkable
 class TextEnv(Protocol):
-    """One game in progress; single player. Observations are one or more lines of text and end with a newline."""
+    """One game in progress. Observations are one or more lines of text and end with a newline."""
 
     @property
     def task(self) -> str:
@@ -65,7 +71,10 @@ class TextEnv(Protocol):
 
     @property
     def state(self) -> Hashable:
-        """The exact state; `set_state` takes it back. Step count included where the horizon matters."""
+        """The exact state; `set_state` takes it back. Step count included where the horizon matters.
+
+        What chance will bring is no part of it: that lies in a generator, which no state shows.
+        """
         ...
 
     def starts(self) -> tuple[Hashable, ...]:
@@ -73,7 +82,11 @@ class TextEnv(Protocol):
         ...
 
     def reset(self, rng: np.random.Generator, start: Hashable | None = None) -> str:
-        """Begin a game, from `start` or a random one; returns the observation. All randomness comes from `rng`."""
+        """Begin a game, from `start` or a random one; returns the observation. All randomness comes from `rng`.
+
+        A game with chance in its moves seeds a generator of its own from `rng` and does not keep `rng`: what the
+        caller draws afterwards changes no game.
+        """
         ...
 
     def step(self, action: str) -> TextStep:
@@ -85,7 +98,10 @@ class TextEnv(Protocol):
         ...
 
     def clone(self) -> TextEnv:
-        """An independent copy: stepping it leaves this one as it is."""
+        """An independent copy: stepping it leaves this one as it is.
+
+        Where chance has a part, each copy has luck of its own, so that looking ahead in copies foresees nothing.
+        """
         ...
 
     def render(self) -> str:
@@ -95,3 +111,42 @@ class TextEnv(Protocol):
     def describe_start(self, start: Hashable) -> str:
         """A start in the game's own notation, for tables and replays."""
         ...
+
+
+@runtime_checkable
+class SeatedEnv(TextEnv, Protocol):
+    """A game of several seats that move in turn, with everything in the open; the sum of their returns is zero.
+
+    An illegal move ends the game: who makes it loses, the others win (`result_P`). Who asks a language model for moves
+    asks again as often as it likes before it makes one.
+    """
+
+    @property
+    def seats(self) -> tuple[str, ...]:
+        """Names of the seats, in the order in which they move first."""
+        ...
+
+    @property
+    def seat(self) -> int:
+        """Index in `seats` of whose turn it is; once the game is over, of whose turn it would be."""
+        ...
+
+    @property
+    def result_P(self) -> tuple[float, ...] | None:
+        """The return of each seat, 1 won, -1 lost, 0 drawn; None while the game goes on."""
+        ...
+
+
+def seats_of(env: TextEnv) -> tuple[str, ...]:
+    """Names of a game's seats; ("player",) for a game of one."""
+    return getattr(env, "seats", ("player",))
+
+
+def seat_of(env: TextEnv) -> int:
+    """Whose turn it is; 0 in a game of one."""
+    return getattr(env, "seat", 0)
+
+
+def rewards_of(step: TextStep) -> tuple[float, ...]:
+    """The reward of every seat of a step; of the only one in a game of one."""
+    return step.rewards_P or (step.reward,)

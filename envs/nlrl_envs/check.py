@@ -14,7 +14,7 @@ from collections.abc import Hashable
 
 import numpy as np
 
-from nlrl_envs.base import TextEnv, TextStep
+from nlrl_envs.base import SeatedEnv, TextEnv, TextStep, rewards_of, seat_of, seats_of
 
 ILLEGAL_MOVES = ("", "\n", "no such move", "move [up]", "\x1b[2J", "NaN", "{" * 50)
 """Replies a language model may give where a move is expected; no game may have one of them as a move."""
@@ -37,10 +37,15 @@ def check_env(env: TextEnv, seed: int = 0, games: int = 3, max_moves: int = 10_0
         EnvCheckError: the first breach found.
     """
     _require(isinstance(env, TextEnv), "It lacks a method or property of TextEnv; compare with nlrl_envs.base.")
+    _require(
+        isinstance(env, SeatedEnv) or not hasattr(env, "seats"),
+        "It has `seats` and lacks another property of SeatedEnv; compare with nlrl_envs.base.",
+    )
     _check_starts(env)
     for game in range(games):
         _check_seeded(env, seed + game, max_moves)
         _check_positions(env, seed + game, max_moves)
+        _check_undisturbed(env, seed + game, max_moves)
 
 
 def _require(holds: bool, breach: str) -> None:
@@ -91,22 +96,56 @@ def _check_step(env: TextEnv, result: TextStep) -> None:
     _require((env.legal_actions == ()) == over, "`legal_actions` must be () exactly when the game is over.")
 
 
+def _check_seats(env: SeatedEnv, mover: int, result: TextStep) -> None:
+    """What a step says about the seats."""
+    rewards_P = result.rewards_P
+    _require(len(rewards_P) == len(env.seats), f"`rewards_P` has {len(rewards_P)} rewards for {len(env.seats)} seats.")
+    _require(result.reward == rewards_P[mover], "`reward` is not that of the seat which moved.")
+    _require(sum(rewards_P) == 0, f"The rewards of the seats do not sum to zero: {rewards_P}.")
+    over = result.terminated or result.truncated
+    _require((env.result_P is not None) == over, "`result_P` must be None exactly while the game goes on.")
+    _require(env.seat in range(len(env.seats)), f"`seat` {env.seat} is no index of `seats`.")
+    _require(result.legal or rewards_P[mover] < 0, "An illegal move did not lose the game.")
+
+
 def _snapshot(env: TextEnv) -> tuple[Hashable, ...]:
-    return env.state, env.observation, env.legal_actions, env.terminal_text
+    return env.state, env.observation, env.legal_actions, env.terminal_text, seat_of(env), seats_of(env)
 
 
-def _random_game(env: TextEnv, seed: int, max_moves: int) -> list[tuple[str, TextStep]]:
-    """A game of uniformly random legal moves to its end."""
-    rng = np.random.default_rng(seed)
-    env.reset(rng)
+def _random_game(env: TextEnv, seed: int, max_moves: int, disturb: bool = False) -> list[tuple[str, TextStep]]:
+    """A game of uniformly random legal moves to its end; `disturb` does beside it what must not change it."""
+    given, rng = np.random.default_rng(seed), np.random.default_rng((seed, 1))
+    env.reset(given)
     log: list[tuple[str, TextStep]] = []
+    total_P = np.zeros(len(seats_of(env)))
     while env.legal_actions:
         _require(len(log) < max_moves, f"A random game is not over after {max_moves} moves; give it a horizon.")
-        move = env.legal_actions[int(rng.integers(len(env.legal_actions)))]
+        if disturb:
+            given.random(3)
+            copy = env.clone()
+            copy.step(copy.legal_actions[0])
+            copy.reset(np.random.default_rng(len(log)))
+        move, mover = env.legal_actions[int(rng.integers(len(env.legal_actions)))], seat_of(env)
         log.append((move, env.step(move)))
         _require(log[-1][1].legal, f"The legal move {move!r} was called illegal.")
         _check_step(env, log[-1][1])
+        total_P += rewards_of(log[-1][1])
+        if isinstance(env, SeatedEnv):
+            _check_seats(env, mover, log[-1][1])
+    if isinstance(env, SeatedEnv):
+        _require(tuple(total_P) == env.result_P, f"The rewards of a game sum to {total_P}, not to `result_P`.")
     return log
+
+
+def _check_undisturbed(env: TextEnv, seed: int, max_moves: int) -> None:
+    """Copies that are played and reset, and draws from the generator of `reset`, change nothing in a game."""
+    first = _random_game(env, seed, max_moves)
+    again = _random_game(env, seed, max_moves, disturb=True)
+    _require(
+        first == again,
+        "A game was changed by steps of its copies, or by draws from the rng that `reset` was given; "
+        "let `reset` seed a generator of the game's own, and `clone` copy it.",
+    )
 
 
 def _check_seeded(env: TextEnv, seed: int, max_moves: int) -> None:
@@ -157,7 +196,7 @@ def _check_illegal(env: TextEnv) -> None:
     for move in ILLEGAL_MOVES:
         if move in env.legal_actions:
             continue
-        copy = env.clone()
+        copy, mover = env.clone(), seat_of(env)
         try:
             result = copy.step(move)
         except Exception as error:
@@ -167,3 +206,5 @@ def _check_illegal(env: TextEnv) -> None:
         _require(not result.legal, f"The illegal move {move!r} was called legal.")
         _require(not result.success, f"The illegal move {move!r} won the game.")
         _check_step(copy, result)
+        if isinstance(copy, SeatedEnv):
+            _check_seats(copy, mover, result)

@@ -46,7 +46,7 @@ def test_the_log_writer_names_the_games_it_knows():
         [sys.executable, "-m", "nlrl_envs.playthrough", "chess"], capture_output=True, text=True, check=False
     )
     assert done.returncode != 0
-    assert done.stderr.strip() == "Unknown game 'chess'; known: maze."
+    assert done.stderr.strip() == f"Unknown game 'chess'; known: {', '.join(ENVS)}."
 
 
 class Broken(MazeText):
