@@ -31,6 +31,7 @@ class Backbone:
         boxed: folder name of the small checkpoint that ships with the package; empty where none does.
         prompts: prompt set that suits the boxed checkpoint.
         paper: where the architecture was published.
+        verified: against what this implementation has been held.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Backbone:
     boxed: str
     prompts: str
     paper: str
+    verified: str = ""
 
 
 BACKBONES: dict[str, Backbone] = {
@@ -55,6 +57,41 @@ BACKBONES: dict[str, Backbone] = {
         boxed="hymba-tiny",
         prompts="compact",
         paper="Dong et al. 2024, Hymba: A Hybrid-head Architecture for Small Language Models, arXiv 2411.13676",
+        verified="NVIDIA's code on a tiny random model: logits, hidden states, caches, loss, greedy text",
+    ),
+    "ngpt": Backbone(
+        id="ngpt",
+        model_type="ngpt",
+        architecture="NGPTForCausalLM",
+        config="nlrl_backbones.ngpt.config:NGPTConfig",
+        model="nlrl_backbones.ngpt.model:NGPTForCausalLM",
+        vllm_model="nlrl_backbones.ngpt.vllm_model:NGPTForCausalLM",
+        boxed="ngpt-tiny",
+        prompts="compact",
+        paper="Loshchilov et al. 2024, nGPT: Normalized Transformer on the Hypersphere, arXiv 2410.01131",
+    ),
+    "diff": Backbone(
+        id="diff",
+        model_type="diff_transformer",
+        architecture="DiffTransformerForCausalLM",
+        config="nlrl_backbones.diff_transformer.config:DiffTransformerConfig",
+        model="nlrl_backbones.diff_transformer.model:DiffTransformerForCausalLM",
+        vllm_model="nlrl_backbones.diff_transformer.vllm_model:DiffTransformerForCausalLM",
+        boxed="diff-tiny",
+        prompts="compact",
+        paper="Ye et al. 2024, Differential Transformer, arXiv 2410.05258",
+    ),
+    # The same architecture in the layout of transformers, which has configuration and model of its own.
+    "diffllama": Backbone(
+        id="diffllama",
+        model_type="diffllama",
+        architecture="DiffLlamaForCausalLM",
+        config="",
+        model="",
+        vllm_model="nlrl_backbones.diff_transformer.vllm_model:DiffLlamaForCausalLM",
+        boxed="",
+        prompts="default",
+        paper="Ye et al. 2024, Differential Transformer, arXiv 2410.05258",
     ),
     # Controls: what every claim is compared with, from the libraries as they are.
     "transformer": Backbone(

@@ -9,6 +9,7 @@ FOLDERS = ("nlrl", "backbones", "envs", "kernels", "prompts", "tests")
 
 FOREIGN_SIGNATURES = {
     ("backbones/nlrl_backbones/hymba/model.py", "forward"): "transformers calls it with these names",
+    ("backbones/nlrl_backbones/ngpt/model.py", "forward"): "transformers calls it with these names",
 }
 
 
