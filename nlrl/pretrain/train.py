@@ -1,4 +1,4 @@
-"""Train a model in the box from scratch: `nlrl pretrain --backbone hymba --out DIR`.
+"""Train models in the box from scratch: `nlrl pretrain --backbone hymba --out DIR`.
 
 One GPU, under ten minutes; one file read top to bottom. Steps:
 
@@ -7,6 +7,9 @@ One GPU, under ten minutes; one file read top to bottom. Steps:
 3. AdamW on the cross-entropy of the replies, and with a small weight of the prompts: predicting a random walk's next
    observation teaches where moves lead, when they bump and what a place looked like before;
 4. weights rounded to bfloat16, graded on examples of another seed, written with tokenizer and card.
+
+Several backbones train side by side on the same batches in the same order, each with an optimizer of its own: what
+differs between them is the architecture alone.
 
 The same seed, number of workers and library versions give the same corpus; the weights then agree up to the
 non-determinism of the GPU's atomics.
@@ -18,34 +21,33 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 import nlrl_backbones  # noqa: F401  registers the architectures with transformers
+from nlrl.errors import UnknownNameError
 from nlrl.pretrain.corpus import SHARES, Example, examples
+from nlrl.pretrain.data import IGNORED, Corpus, encode, pad
+from nlrl.pretrain.shapes import SHAPES
 from nlrl.pretrain.tokenizer import save_tokenizer, train_tokenizer
-
-IGNORED = -100
-"""Label of positions that are not graded: prompts and padding."""
-PROMPT_WEIGHT = 0.15
-"""Weight of a prompt's token in the loss; a reply's token has weight 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class PretrainConfig:
-    """A training run; the shape of the model stands in `SHAPES`."""
+    """A training run; the shapes of the models stand in `SHAPES`."""
 
-    backbone: str = "hymba"
+    backbones: tuple[str, ...] = ("hymba",)
     seed: int = 0
-    steps: int = 12000
+    steps: int = 4640
+    """Optimizer steps of each model: 304 million tokens, padding included."""
     batch_tokens: int = 65536
     peak_lr: float = 3e-3
     warmup: int = 200
@@ -55,84 +57,54 @@ class PretrainConfig:
     vocab_size: int = 640
     max_seconds: float = 500.0
     """The schedule is cut to what fits: the learning rate reaches its end by then even if `steps` was not reached."""
+    compiled: bool = False
+    """Run the models through torch.compile, which pays when several train."""
 
 
-SHAPES: dict[str, dict[str, Any]] = {
-    "hymba": {
-        "model_type": "hymba",
-        "hidden_size": 128,
-        "intermediate_size": 320,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "num_memory_tokens": 16,
-        "sliding_window": 64,
-        "global_attn_idx": [0, 3, 5],
-        "kv_reuse_group": [[1, 2]],
-        "mamba_d_state": 16,
-        "mamba_dt_rank": 8,
-        "mamba_expand": 2,
-        "mamba_d_conv": 4,
-        "max_position_embeddings": 4096,
-        "orig_max_position_embeddings": 2048,
-        "rope_type": "ntk",
-    },
-}
+@dataclass(slots=True)
+class Learner:
+    """A model in training with what is its own."""
+
+    backbone: str
+    model: PreTrainedModel
+    forward: Any
+    optimizer: torch.optim.Optimizer
+    losses: list[torch.Tensor] = field(default_factory=list)
+
+    def recent_loss(self) -> float:
+        """Mean loss of the last 100 steps."""
+        return torch.stack(self.losses[-100:]).mean().item()
 
 
-class Corpus(IterableDataset):
-    """Batches of about `batch_tokens` tokens, examples of like length together; one stream a worker."""
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a training stands: `tokens` include padding, `losses` are means of the last 100 steps by backbone."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int, batch_tokens: int) -> None:
-        self.tokenizer = tokenizer
-        self.seed = seed
-        self.batch_tokens = batch_tokens
-
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        worker = get_worker_info()
-        stream = examples(seed=self.seed * 1000 + (worker.id if worker else 0))
-        generator = torch.Generator().manual_seed(self.seed + 7919 * (worker.id if worker else 0))
-        while True:
-            encoded = sorted(encode(self.tokenizer, list(islice(stream, 4096))), key=lambda pair: len(pair[0]))
-            batches = list(_cut(encoded, self.batch_tokens))
-            for i in torch.randperm(len(batches), generator=generator).tolist():
-                yield pad(batches[i])
+    step: int
+    tokens: int
+    seconds: float
+    lr: float
+    losses: dict[str, float]
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, batch: Sequence[Example]) -> list[tuple[list[int], int]]:
-    """(ids, length of the prompt) of each example: chat template around the prompt, then reply and end."""
-    texts = [f"{tokenizer.bos_token}{e.prompt}\n<reply>" for e in batch]
-    prompts = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    replies = tokenizer([f"{e.reply}{tokenizer.eos_token}" for e in batch], add_special_tokens=False)["input_ids"]
-    return [(p + r, len(p)) for p, r in zip(prompts, replies, strict=True)]
+def pretrain(config: PretrainConfig, out: Path) -> list[dict[str, Any]]:
+    """Train, grade and write the models; returns their cards (also written as `nlrl_card.json`).
 
+    One backbone goes to `out` itself, several to a folder each below it.
 
-def pad(rows: Sequence[tuple[list[int], int]], multiple: int = 16) -> dict[str, torch.Tensor]:
-    """Right-padded `input_ids`, `labels` and `weights` [B, T], T rounded up so that few shapes occur."""
-    length = math.ceil(max(len(ids) for ids, _ in rows) / multiple) * multiple
-    input_ids = torch.zeros(len(rows), length, dtype=torch.long)
-    labels = torch.full((len(rows), length), IGNORED)
-    weights = torch.zeros(len(rows), length)
-    for row, (ids, prompt) in enumerate(rows):
-        input_ids[row, : len(ids)] = torch.tensor(ids)
-        labels[row, prompt : len(ids)] = torch.tensor(ids[prompt:])
-        weights[row, :prompt], weights[row, prompt : len(ids)] = PROMPT_WEIGHT, 1.0
-    return {"input_ids": input_ids, "labels": labels, "weights": weights}
-
-
-def pretrain(config: PretrainConfig, out: Path) -> dict[str, Any]:
-    """Train, grade and write a model; returns its card (also written as `nlrl_card.json`)."""
-    torch.manual_seed(config.seed)
+    Raises:
+        UnknownNameError: a backbone without an entry in `SHAPES`.
+    """
+    for backbone in config.backbones:
+        if backbone not in SHAPES:
+            raise UnknownNameError("shape of a boxed model", backbone, SHAPES)
     torch.backends.cuda.matmul.allow_tf32 = True
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     started = time.perf_counter()
     sample = islice(examples(seed=config.seed + 1), 20_000)
     tokenizer = train_tokenizer((f"{e.prompt}\n{e.reply}" for e in sample), config.vocab_size)
-    model = _to(new_model(config, tokenizer), device)
-    print(
-        f"{sum(p.numel() for p in model.parameters()):,} parameters, vocabulary {len(tokenizer)}, {device}", flush=True
-    )
+    learners = [_learner(backbone, config, tokenizer, device) for backbone in config.backbones]
     loader = DataLoader(
         Corpus(tokenizer, config.seed + 2, config.batch_tokens),
         batch_size=None,
@@ -140,35 +112,51 @@ def pretrain(config: PretrainConfig, out: Path) -> dict[str, Any]:
         prefetch_factor=4 if config.workers else None,
         pin_memory=device == "cuda",
     )
-    seen = _train(model, loader, config, device)
-    model = _to(_to(model, torch.bfloat16), torch.float32)
-    graded = grade(model, tokenizer, list(islice(examples(seed=config.seed + 900_001), 8_192)), device)
-    card = {
-        "backbone": config.backbone,
-        "config": asdict(config),
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "seconds": round(time.perf_counter() - started, 1),
-        "exact_reply_rate": graded,
-        **seen,
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-    }
-    out.mkdir(parents=True, exist_ok=True)
-    _to(model, torch.bfloat16).save_pretrained(out)
-    save_tokenizer(tokenizer, out)
-    (out / "nlrl_card.json").write_text(json.dumps(card, indent=2) + "\n")
-    return card
+    progress: Progress | None = None
+    for progress in train(learners, loader, config, device):
+        shown = " ".join(f"{name} {loss:.4f}" for name, loss in progress.losses.items())
+        rate = progress.tokens / progress.seconds
+        print(f"step {progress.step} loss {shown} {rate:,.0f} tokens/s each {progress.seconds:.0f} s", flush=True)
+    assert progress is not None
+    held_out = list(islice(examples(seed=config.seed + 900_001), 8_192))
+    cards = []
+    for learner in learners:
+        folder = out / learner.backbone if len(learners) > 1 else out
+        model = _to(_to(learner.model, torch.bfloat16), torch.float32)
+        card = {
+            "backbone": learner.backbone,
+            "config": asdict(config),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "seconds": round(time.perf_counter() - started, 1),
+            "exact_reply_rate": grade(model, tokenizer, held_out, device),
+            "steps": progress.step,
+            "tokens": progress.tokens,
+            "loss": progress.losses[learner.backbone],
+            "torch": torch.__version__,
+            "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        _to(model, torch.bfloat16).save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
+        (folder / "nlrl_card.json").write_text(json.dumps(card, indent=2) + "\n")
+        cards.append(card)
+    return cards
 
 
-def new_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+def _learner(backbone: str, config: PretrainConfig, tokenizer: PreTrainedTokenizerFast, device: str) -> Learner:
+    torch.manual_seed(config.seed)
+    model = _to(new_model(backbone, config.vocab_size, tokenizer), device)
+    count = sum(p.numel() for p in model.parameters())
+    print(f"{backbone}: {count:,} parameters, vocabulary {len(tokenizer)}, {device}", flush=True)
+    optimizer = torch.optim.AdamW(_groups(model, config.weight_decay), betas=(0.9, 0.95), fused=device == "cuda")
+    return Learner(backbone, model.train(), torch.compile(model, dynamic=True) if config.compiled else model, optimizer)
+
+
+def new_model(backbone: str, vocab_size: int, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
     """A model of the boxed shape with fresh weights."""
-    if config.backbone not in SHAPES:
-        from nlrl.errors import UnknownNameError
-
-        raise UnknownNameError("shape of a boxed model", config.backbone, SHAPES)
-    shape = dict(SHAPES[config.backbone])
+    shape = dict(SHAPES[backbone])
     ids = {
-        "vocab_size": config.vocab_size,
+        "vocab_size": vocab_size,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
@@ -196,52 +184,55 @@ def _to(model: PreTrainedModel, target: str | torch.dtype) -> PreTrainedModel:
     return torch.nn.Module.to(model, target)  # type: ignore[return-value,arg-type]
 
 
-def _train(model: PreTrainedModel, loader: DataLoader, config: PretrainConfig, device: str) -> dict[str, Any]:
-    """The loop; prints a line every 100 steps and returns what was consumed."""
-    optimizer = torch.optim.AdamW(_groups(model, config.weight_decay), betas=(0.9, 0.95), fused=device == "cuda")
-    model.train()
-    begun, tokens, progress, step = time.perf_counter(), 0, 0.0, 0
-    losses: list[torch.Tensor] = []
-    batches = iter(loader)
-    while progress < 1.0:
-        lr = (
-            config.peak_lr
-            * min(1.0, (step + 1) / config.warmup)
-            * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        batch = {name: tensor.to(device, non_blocking=True) for name, tensor in next(batches).items()}
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
-            logits_BTV = model(input_ids=batch["input_ids"], use_cache=False).logits
-        loss = weighted_loss(logits_BTV, batch["input_ids"], batch["weights"])
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.detach())
+def train(
+    learners: Sequence[Learner], loader: Iterable[dict[str, torch.Tensor]], config: PretrainConfig, device: str
+) -> Iterator[Progress]:
+    """Every model takes one step on each batch; says every 100 steps, and at the end, where it stands."""
+    begun, tokens, done = time.perf_counter(), 0, 0.0
+    for step, batch in enumerate(loader, start=1):
+        lr = config.peak_lr * min(1.0, step / config.warmup) * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
+        batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        for learner in learners:
+            learner.losses.append(_step(learner, batch, lr, config.clip))
         tokens += batch["input_ids"].numel()
-        step += 1
-        elapsed = time.perf_counter() - begun
-        progress = max(step / config.steps, elapsed / config.max_seconds)
-        if step % 100 == 0 or progress >= 1.0:
-            mean = torch.stack(losses[-100:]).mean().item()
-            print(
-                f"step {step} loss {mean:.4f} lr {lr:.2e} {tokens / elapsed:,.0f} tokens/s {elapsed:.0f} s", flush=True
-            )
-    return {"steps": step, "tokens": tokens, "loss": torch.stack(losses[-100:]).mean().item()}
+        seconds = time.perf_counter() - begun
+        done = max(step / config.steps, seconds / config.max_seconds)
+        if step % 100 == 0 or done >= 1.0:
+            yield Progress(step, tokens, seconds, lr, {one.backbone: one.recent_loss() for one in learners})
+        if done >= 1.0:
+            return
+
+
+def _step(learner: Learner, batch: dict[str, torch.Tensor], lr: float, clip: float) -> torch.Tensor:
+    device = batch["input_ids"].device.type
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+        logits_BTV = learner.forward(input_ids=batch["input_ids"], use_cache=False).logits
+    loss = weighted_loss(logits_BTV, batch["input_ids"], batch["weights"])
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(learner.model.parameters(), clip)
+    for group in learner.optimizer.param_groups:
+        group["lr"] = lr
+    learner.optimizer.step()
+    learner.optimizer.zero_grad(set_to_none=True)
+    if (normalize := getattr(learner.model, "after_optimizer_step", None)) is not None:
+        normalize()
+    return loss.detach()
 
 
 def weighted_loss(logits_BTV: torch.Tensor, input_ids_BT: torch.Tensor, weights_BT: torch.Tensor) -> torch.Tensor:
-    """Weighted mean cross-entropy of the next token."""
-    losses = F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), input_ids_BT[:, 1:].flatten(), reduction="none")
+    """Weighted mean cross-entropy of the next token, in float32."""
+    flat = logits_BTV[:, :-1].flatten(0, 1).float()
+    losses = F.cross_entropy(flat, input_ids_BT[:, 1:].flatten(), reduction="none")
     weights = weights_BT[:, 1:].flatten()
     return (losses * weights).sum() / weights.sum()
 
 
 def _groups(model: PreTrainedModel, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay on matrices only; never on norms, biases, the scan's A and D, or the meta tokens."""
-    decayed = [p for n, p in model.named_parameters() if p.ndim == 2 and "A_log" not in n and "memory_tokens" not in n]
+    """Decay on matrices only; never on norms, biases, scales, the scan's A, meta tokens; nor on a normalised model."""
+    if hasattr(model, "after_optimizer_step"):
+        return [{"params": list(model.parameters()), "weight_decay": 0.0}]
+    never = ("A_log", "memory_tokens", "wscale", "wbias")
+    decayed = [p for n, p in model.named_parameters() if p.ndim == 2 and not any(word in n for word in never)]
     ids = {id(p) for p in decayed}
     rest = [p for p in model.parameters() if id(p) not in ids]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
@@ -266,14 +257,3 @@ def grade(
         for example, hit, nats in zip(part, exact, entropy.sum(-1).tolist(), strict=True):
             right[example.skill].append(nats if example.skill == "policy" else float(hit))
     return {skill: round(sum(hits) / max(len(hits), 1), 4) for skill, hits in right.items()}
-
-
-def _cut(encoded: Sequence[tuple[list[int], int]], batch_tokens: int) -> Iterator[list[tuple[list[int], int]]]:
-    rows: list[tuple[list[int], int]] = []
-    for pair in encoded:
-        if rows and len(pair[0]) * (len(rows) + 1) > batch_tokens:
-            yield rows
-            rows = []
-        rows.append(pair)
-    if rows:
-        yield rows
