@@ -27,6 +27,18 @@ SHAPES: dict[str, dict[str, Any]] = {
         "orig_max_position_embeddings": 2048,
         "rope_type": "ntk",
     },
+    # The transformer below, its heads halved in width and paired: the same rows of queries, keys and values.
+    "diff": {
+        "model_type": "diff_transformer",
+        "variant": "v1",
+        "hidden_size": 128,
+        "intermediate_size": 416,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": True,
+    },
     "transformer": {
         "model_type": "llama",
         "hidden_size": 128,
