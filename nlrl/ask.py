@@ -6,7 +6,7 @@ recorded and counted; nothing is put in its stead.
 
 from __future__ import annotations
 
-import time
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,11 +16,12 @@ from nlrl.parse import Parsed, parse_reply
 from nlrl.types import CallId, Failure, FailureKind, History
 from nlrl_prompts import Prompt, PromptSet, Reply, constraint_pattern, fill_schema, quotes
 
-RecordCall = Callable[[Request, Completion, Failure | None, float], None]
-"""Called once for every answer: request, answer, why it was unusable (or None), seconds since it was asked."""
+RecordFailure = Callable[[Request, Failure], None]
+"""Called once for every answer that could not be used. Answers themselves are recorded by the engine (a
+`nlrl.recorded.RecordedEngine`), which has each of them before its batch is complete."""
 
 
-def _no_record(request: Request, completion: Completion, failure: Failure | None, seconds: float) -> None:
+def _no_record(request: Request, failure: Failure) -> None:
     return None
 
 
@@ -62,7 +63,11 @@ class Asker:
     """How often one question may be asked before its failure stands."""
     reask_temperature: float = 0.7
     """A re-ask is drawn at least this hot: at temperature 0 the same bad reply would come again."""
-    record: RecordCall = _no_record
+    record: RecordFailure = _no_record
+    seed: int | None = None
+    """The run's seed, from which each question that is answered by drawing gets one of its own; None for no seeds."""
+    logprobs: bool = False
+    """Whether the probabilities of the drawn tokens are wanted."""
 
     async def ask(self, questions: Sequence[Question]) -> list[Answer]:
         """All questions in one go; those with bad replies again in one go, until `attempts` is reached."""
@@ -74,15 +79,12 @@ class Asker:
             if not open_:
                 break
             requests = [self._request(questions[i], attempt) for i in open_]
-            asked = time.perf_counter()
             completions = await self.engine.generate(requests)
-            seconds = time.perf_counter() - asked
             for i, request, completion in zip(open_, requests, completions, strict=True):
                 outcome = self._check(questions[i], request, completion)
-                failure = outcome if isinstance(outcome, Failure) else None
-                self.record(request, completion, failure, seconds)
                 replies[i] = completion.text
                 if isinstance(outcome, Failure):
+                    self.record(request, outcome)
                     failures[i].append(outcome)
                 else:
                     parsed[i] = outcome
@@ -99,11 +101,13 @@ class Asker:
         else:
             constraint = Constraint("json", fill_schema(reply, question.actions))
         temperature = reply.temperature if attempt == 0 else max(reply.temperature, self.reask_temperature)
+        call = replace(question.call, attempt=attempt)
+        seed = None if self.seed is None or temperature == 0 else sample_seed(self.seed, call)
         return Request(
             messages=tuple(Message(role, text) for role, text in prompt.messages(**variables)),  # type: ignore[arg-type]
-            sampling=Sampling(temperature=temperature, max_tokens=reply.max_tokens),
+            sampling=Sampling(temperature, max_tokens=reply.max_tokens, seed=seed, logprobs=self.logprobs),
             constraint=constraint,
-            call=replace(question.call, attempt=attempt),
+            call=call,
         )
 
     def _check(self, question: Question, request: Request, completion: Completion) -> Parsed | Failure:
@@ -117,6 +121,12 @@ class Asker:
         except ParseError as error:
             kind: FailureKind = error.kind  # type: ignore[assignment]
             return Failure(request.call, kind, error.reason, completion.text)
+
+
+def sample_seed(seed: int, call: CallId) -> int:
+    """The seed of a call: 31 bits that depend on the run's seed and on the call's place, not on the order of asking."""
+    place = (seed, call.game, call.step, call.role, call.action, call.variation, call.ply, call.attempt)
+    return int.from_bytes(hashlib.sha256(repr(place).encode()).digest()[:4], "big") >> 1
 
 
 def history_text(history: History) -> str:

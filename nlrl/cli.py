@@ -24,6 +24,7 @@ app = typer.Typer(
 
 RUNS = Path("runs/out")
 Overrides = Annotated[list[str] | None, typer.Option("-s", "--set", help="Override a recipe key: env.map=umaze.")]
+Plain = Annotated[bool, typer.Option("--plain", help="Lines instead of the live view.")]
 RunsFolder = Annotated[Path, typer.Option("--runs", help="Folder of the records.")]
 
 
@@ -45,11 +46,12 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Seed of everything that is drawn.")] = None,
     set_: Overrides = None,
     run_id: Annotated[str | None, typer.Option("--id", help="Name of the record; made up when absent.")] = None,
+    reuse: Annotated[str | None, typer.Option(help="A recorded run whose answers to the same questions serve.")] = None,
     runs: RunsFolder = RUNS,
-    plain: Annotated[bool, typer.Option("--plain", help="Lines instead of the live view.")] = False,
+    plain: Plain = False,
 ) -> None:
     """Run a recipe: watch it think, record everything, and grade it against the exact optimum."""
-    from nlrl.session import run_recorded
+    from nlrl.session import Place, run_recorded
 
     named = {
         "engine.backbone": backbone,
@@ -60,8 +62,23 @@ def run(
     }
     overrides: dict[str, Any] = {key: value for key, value in named.items() if value is not None}
     overrides |= dict(parse_override(text) for text in set_ or ())
-    status = asyncio.run(run_recorded(load_config(recipe, overrides), runs, run_id, plain=plain))
-    raise typer.Exit(status)
+    config = load_config(recipe, overrides)
+    raise typer.Exit(asyncio.run(run_recorded(config, Place(runs, run_id, plain), reuse)))
+
+
+@app.command()
+def resume(
+    run_id: Annotated[str, typer.Argument(help="The record's name; see `nlrl runs`.")],
+    set_: Overrides = None,
+    force_new: Annotated[bool, typer.Option("--force-new", help="Begin a new run with that run's recipe.")] = False,
+    runs: RunsFolder = RUNS,
+    plain: Plain = False,
+) -> None:
+    """Go on with a run that was stopped or killed; no answer it has is asked for again."""
+    from nlrl.session import Place, resume_recorded
+
+    overrides = dict(parse_override(text) for text in set_ or ())
+    raise typer.Exit(asyncio.run(resume_recorded(Place(runs, run_id, plain), overrides, force_new=force_new)))
 
 
 @app.command()
@@ -73,7 +90,7 @@ def replay(
     frame: Annotated[int, typer.Option(help="Which moment, for --svg; the last by default.")] = -1,
 ) -> None:
     """Step through a recorded game: n next, p previous, q quit."""
-    from nlrl.session import replay_recorded
+    from nlrl.archive import replay_recorded
 
     replay_recorded(runs, run_id, game, svg, frame)
 
@@ -81,9 +98,36 @@ def replay(
 @app.command(name="runs")
 def runs_(runs: RunsFolder = RUNS) -> None:
     """List the recorded runs."""
-    from nlrl.session import list_recorded
+    from nlrl.archive import list_recorded
 
     list_recorded(runs)
+
+
+@app.command()
+def export(
+    run_id: Annotated[str, typer.Argument(help="The record's name; see `nlrl runs`.")],
+    target: Annotated[Path, typer.Argument(help="A .jsonl file for conversations, or a new folder for Parquet.")],
+    runs: RunsFolder = RUNS,
+) -> None:
+    """Write a run for other tools: its calls as chat JSON lines, or all its tables as Parquet."""
+    from nlrl.archive import export_recorded
+
+    export_recorded(runs, run_id, target)
+
+
+@app.command()
+def rm(
+    run_id: Annotated[str, typer.Argument(help="The record's name; see `nlrl runs`.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    runs: RunsFolder = RUNS,
+) -> None:
+    """Delete a recorded run."""
+    from nlrl.archive import recorded, remove_recorded
+
+    folder = recorded(runs, run_id)
+    if not yes:
+        typer.confirm(f"Delete {folder} with everything in it?", abort=True)
+    remove_recorded(runs, run_id)
 
 
 @app.command()
@@ -120,13 +164,14 @@ def doctor(deep: Annotated[bool, typer.Option("--deep", help="Also start vLLM's 
 
 @app.command()
 def pretrain(
-    backbone: Annotated[str, typer.Option(help="Whose shape: a backbone with a model in the box.")] = "hymba",
-    out: Annotated[Path, typer.Option(help="Folder to write the model to.")] = Path("runs/out/pretrained"),
+    backbone: Annotated[list[str] | None, typer.Option(help="Whose shape; several train on the same batches.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder to write to; several models get one each.")] = RUNS / "pretrained",
     seed: Annotated[int, typer.Option(help="Seed of corpus, weights and order.")] = 0,
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 12000,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 4640,
     max_seconds: Annotated[float, typer.Option(help="The schedule ends by then.")] = 500.0,
     workers: Annotated[int, typer.Option(help="Processes that write the corpus.")] = max(1, (os.cpu_count() or 2) - 2),
     batch_tokens: Annotated[int, typer.Option(help="Tokens a batch, padding included.")] = 65536,
+    compiled: Annotated[bool, typer.Option("--compile", help="Run the models through torch.compile.")] = False,
 ) -> None:
     """Make a model in the box again: corpus, tokenizer, training from scratch, grading."""
     try:
@@ -135,10 +180,33 @@ def pretrain(
     except ImportError as error:
         raise ConfigError(f"Training needs '{error.name}': install nlrl[train].") from error
     config = PretrainConfig(
-        backbone, seed, steps=steps, max_seconds=max_seconds, workers=workers, batch_tokens=batch_tokens
-    )
-    for name, value in train(config, out).items():
-        typer.echo(f"{name}: {value}")
+        tuple(backbone or ["hymba"]), seed, steps=steps, max_seconds=max_seconds, workers=workers,
+        batch_tokens=batch_tokens, compiled=compiled,
+    )  # fmt: skip
+    for card in train(config, out):
+        for name, value in card.items():
+            typer.echo(f"{name}: {value}")
+
+
+@app.command()
+def convert(
+    family: Annotated[str, typer.Argument(help="hymba, diff, diffllama, ngpt or bimamba.")],
+    source: Annotated[Path, typer.Argument(help="Folder in the layout its authors publish.")],
+    target: Annotated[Path, typer.Argument(help="Folder to make.")],
+    packed: Annotated[bool, typer.Option("--packed", help="One bit a weight (bimamba).")] = False,
+) -> None:
+    """Turn an official checkpoint into a folder that transformers and vLLM load; runs no code of the checkpoint."""
+    from nlrl.convert import print_conversion
+
+    print_conversion(family, source, target, packed=packed)
+
+
+@app.command()
+def backbones() -> None:
+    """List the backbones: parameters, cache bytes, and what has been verified of each."""
+    from nlrl.convert import print_backbones
+
+    print_backbones()
 
 
 def main() -> None:

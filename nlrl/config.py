@@ -6,6 +6,7 @@ the keys that do. A config is data only; heavy objects are built from it elsewhe
 
 from __future__ import annotations
 
+import copy
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,7 +55,7 @@ class EngineConfig(_Part):
     backbone: str = "hymba"
     """A model in the box, a folder, or a hub id; engines vllm and torch."""
     base_url: str | None = None
-    """Where the server is; engine http."""
+    """Where the server is; several, separated by commas, share the work and stand in for each other; engine http."""
     model: str | None = None
     """The server's name for the model; its first one when absent."""
     prompts: str = "auto"
@@ -62,7 +63,38 @@ class EngineConfig(_Part):
     attempts: int = Field(default=3, ge=1, le=20)
     """How often a question may be asked before its bad reply counts as the answer."""
     at_once: int = Field(default=64, ge=1, le=4096)
-    """Games in progress at the same time."""
+    """Games in progress at the same time, and requests in flight at one server."""
+    constraints: Literal["prefer", "require"] = "prefer"
+    """Whether a reply that the engine did not hold to its form is checked and asked again, or ends the run."""
+    logprobs: bool = False
+    """Also record the probability of each drawn token."""
+    batch_invariant: bool = False
+    """vLLM's mode in which a reply does not depend on what else is in the batch; slower, and only for some models."""
+    http_attempts: int = Field(default=6, ge=1, le=100)
+    """How often one request is sent to a server that fails; engine http."""
+    timeout_seconds: float = Field(default=300.0, gt=0)
+    """For one answer; engine http."""
+    outage_seconds: float = Field(default=600.0, ge=0)
+    """How long to wait for a server when none can be reached, before the run stops; engine http."""
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    """What the server permits; engine http."""
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+    """What the server permits, read and written together; engine http."""
+
+
+class BudgetConfig(_Part):
+    """What a run may use, over all its resumptions; it stops within one request of the first limit, to be resumed."""
+
+    calls: int | None = Field(default=None, ge=0)
+    tokens: int | None = Field(default=None, ge=0)
+    """Read and written."""
+    seconds: float | None = Field(default=None, ge=0)
+    money: float | None = Field(default=None, ge=0)
+    """In the currency of the prices."""
+    price_read: float = Field(default=0.0, ge=0)
+    """For a million tokens of prompts."""
+    price_written: float = Field(default=0.0, ge=0)
+    """For a million tokens of replies."""
 
 
 class RunConfig(_Part):
@@ -73,6 +105,7 @@ class RunConfig(_Part):
     env: EnvConfig = EnvConfig()
     look_ahead: LookAheadConfig = LookAheadConfig()
     engine: EngineConfig = EngineConfig()
+    budget: BudgetConfig = BudgetConfig()
     baseline: bool = True
     """Also play the same model's plain policy from the same starts."""
 
@@ -104,7 +137,18 @@ def load_config(recipe: str, overrides: Mapping[str, Any] | None = None) -> RunC
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"Recipe {path.name} is not valid TOML: {error}.") from error
     tree.setdefault("recipe", path.stem)
-    for key, value in (overrides or {}).items():
+    return with_overrides(tree, overrides or {})
+
+
+def with_overrides(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> RunConfig:
+    """The config in a tree of JSON types with dotted overrides applied on top.
+
+    Raises:
+        UnknownNameError: a key that does not exist.
+        ConfigError: a value that does not fit its key; the sentence names the key.
+    """
+    tree = copy.deepcopy(dict(tree))
+    for key, value in overrides.items():
         _set(tree, key, value)
     _check_keys(tree)
     try:

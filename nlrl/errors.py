@@ -1,7 +1,8 @@
 """Every failure nlrl raises on purpose: one hierarchy, one class a boundary.
 
 Each class also inherits the standard exception it refines, so callers who do not know nlrl can still catch it. The
-message is one sentence that says what to do; the command line prints it and leaves with `exit_code`, no traceback.
+message is one sentence that says what to do; the command line prints it and leaves with `exit_code`, no traceback:
+2 what was asked for cannot be done, 3 the record cannot be written or read, 4 stopped early and ready to be resumed.
 
 A bad *reply* of a language model is not an exception that ends a run: it is data (`nlrl.types.Failure`), counted and
 re-asked. `ParseError` is how a parser reports one to its caller.
@@ -53,8 +54,36 @@ class ContextLengthError(EngineError, ValueError):
     """A prompt and its reply do not fit into the model's context."""
 
 
+class OutageError(EngineError, ConnectionError):
+    """No server could be reached for longer than the config allows; the run can be resumed."""
+
+    exit_code = 4
+
+
+class BudgetError(NlrlError, RuntimeError):
+    """A run has used up its budget; it can be resumed with a greater one."""
+
+    exit_code = 4
+
+
 class StoreError(NlrlError, OSError):
     """A run's record cannot be written or read."""
+
+    exit_code = 3
+
+
+class NoSuchRunError(StoreError, LookupError):
+    """There is no such run, or it has no such part."""
+
+    exit_code = 2
+
+
+class ResumeError(ConfigError):
+    """A run cannot go on, because what decides its answers has changed."""
+
+
+class UnsafeFileError(NlrlError, ValueError):
+    """A file from elsewhere that could do harm; nothing of it was used."""
 
 
 class ParseError(NlrlError, ValueError):

@@ -153,6 +153,8 @@ class Games:
     """V* of each start, for the record, when a solver knows it."""
     first: int = 0
     """Number of the first one in its run."""
+    done: frozenset[int] = frozenset()
+    """Numbers of those that were played to their end before the run was resumed; they are left out."""
 
 
 async def play_all(
@@ -163,10 +165,10 @@ async def play_all(
     Game g draws from a generator of its own, seeded by (`seed`, g): how the games interleave changes none of them.
     """
     events: asyncio.Queue[Event | BaseException | None] = asyncio.Queue()
-    places = asyncio.Semaphore(at_once)
+    waiting = iter([i for i in range(len(games.starts_G)) if games.first + i not in games.done])
 
-    async def one(index: int) -> None:
-        async with places:
+    async def one_after_another() -> None:
+        for index in waiting:
             game = games.first + index
             events_of_game = play(
                 env.clone(),
@@ -185,8 +187,8 @@ async def play_all(
     async def all_games() -> None:
         try:
             async with asyncio.TaskGroup() as group:
-                for index in range(len(games.starts_G)):
-                    group.create_task(one(index))
+                for _ in range(min(at_once, len(games.starts_G))):
+                    group.create_task(one_after_another())
             events.put_nowait(None)
         except BaseExceptionGroup as group_error:
             events.put_nowait(group_error.exceptions[0])

@@ -6,9 +6,8 @@ Nothing of the method is here (that is `nlrl.iterate`), nothing of the terminal 
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncIterator, Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,13 +15,13 @@ import numpy as np
 from nlrl import registry
 from nlrl.ask import Asker
 from nlrl.config import RunConfig
-from nlrl.engine.base import Completion, Engine, Request
+from nlrl.engine.base import Engine
 from nlrl.engine.oracle import OracleEngine
 from nlrl.errors import ConfigError, EnvError, PromptError
 from nlrl.iterate import Agent, Games, LookAheadKnobs, plain_agent, play_all, policy_iteration_agent
 from nlrl.terminal.result import ResultRow, RunResult
 from nlrl.terminal.stats import Stats
-from nlrl.types import Event, Failure, GameEnd
+from nlrl.types import Event, GameEnd
 from nlrl.values.look_ahead import language_policy, uniform_random
 from nlrl_envs import REFERENCES
 from nlrl_envs.base import Reference, TextEnv
@@ -46,40 +45,6 @@ class Phase:
     name: str
     agent: Agent
     first_game: int
-
-
-@dataclass(slots=True)
-class Meter:
-    """Counts calls and tokens as they happen; `forward` gets every call too (a run's store)."""
-
-    forward: Callable[[Request, Completion, Failure | None, float], None] | None = None
-    calls: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    failures: dict[str, int] = field(default_factory=dict)
-    begun: float = field(default_factory=time.perf_counter)
-
-    def record(self, request: Request, completion: Completion, failure: Failure | None, seconds: float) -> None:
-        """A `nlrl.ask.RecordCall`."""
-        self.calls += 1
-        self.prompt_tokens += completion.prompt_tokens
-        self.completion_tokens += completion.completion_tokens
-        if failure is not None:
-            self.failures[failure.kind] = self.failures.get(failure.kind, 0) + 1
-        if self.forward is not None:
-            self.forward(request, completion, failure, seconds)
-
-    def stats(self, games_done: int, games_total: int) -> Stats:
-        """The counters as a view wants them."""
-        return Stats(
-            calls=self.calls,
-            prompt_tokens=self.prompt_tokens,
-            completion_tokens=self.completion_tokens,
-            bad_replies=sum(self.failures.values()),
-            seconds=time.perf_counter() - self.begun,
-            games_done=games_done,
-            games_total=games_total,
-        )
 
 
 def build_task(config: RunConfig) -> Task:
@@ -151,12 +116,14 @@ def phases(config: RunConfig, ask: Asker, games: int) -> list[Phase]:
     return [*found, Phase("plain policy", plain_agent(ask), games)] if config.baseline else found
 
 
-async def play_phase(config: RunConfig, task: Task, phase: Phase) -> AsyncIterator[Event]:
-    """The events of one phase."""
+async def play_phase(
+    config: RunConfig, task: Task, phase: Phase, done: frozenset[int] = frozenset()
+) -> AsyncIterator[Event]:
+    """The events of one phase but for the games numbered `done`, which were played before the run was resumed."""
     optima = None if task.reference is None else task.reference.optimal_returns_G
     events = play_all(
         task.env,
-        Games(task.starts_G, optima, phase.first_game),
+        Games(task.starts_G, optima, phase.first_game, done),
         phase.agent,
         seed=config.seed,
         history_items=config.env.history_items,
@@ -175,15 +142,17 @@ def row(name: str, returns: Sequence[float], success: Sequence[float], exact: bo
     return ResultRow(name, float(np.mean(returns)), interval, float(np.mean(success)))
 
 
-def result(config: RunConfig, task: Task, ends: dict[str, list[GameEnd]], meter: Meter) -> RunResult:
-    """The final table of a run."""
+def result(
+    config: RunConfig, task: Task, ends: dict[str, list[GameEnd]], stats: Stats, failures: Mapping[str, int]
+) -> RunResult:
+    """The final table of a run; in the games' order, because sums depend on it in their last digits."""
+    ends = {name: sorted(games, key=lambda end: end.game) for name, games in ends.items()}
     rows = [row(_label(config, name), *_returns(games)) for name, games in ends.items() if games]
     if task.reference is not None:
         exact = task.reference
         rows.append(row("random policy (exact)", exact.random_returns_G, exact.random_success_G, exact=True))
         rows.append(row("optimum (exact)", exact.optimal_returns_G, [1.0] * len(task.starts_G), exact=True))
-    stats = meter.stats(sum(map(len, ends.values())), len(task.starts_G) * len(ends))
-    return RunResult(tuple(rows), stats, dict(meter.failures))
+    return RunResult(tuple(rows), stats, dict(sorted(failures.items())))
 
 
 def _returns(games: Sequence[GameEnd]) -> tuple[list[float], list[float]]:

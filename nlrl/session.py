@@ -1,23 +1,26 @@
-"""What the command line does around a run: watch it, record it, replay it, list what was recorded."""
+"""What the command line does around a run: start or resume it, watch it, record it."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import asdict
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from nlrl.archive import table_of
 from nlrl.ask import Asker
-from nlrl.config import RunConfig
+from nlrl.budget import Gate, is_limited
+from nlrl.config import RunConfig, with_overrides
 from nlrl.engine.base import Engine
-from nlrl.errors import StoreError
+from nlrl.errors import NlrlError
+from nlrl.manifest import check_same, flat, identity, is_free
+from nlrl.recorded import Answers, RecordedEngine
 from nlrl.run import (
-    Meter,
     Phase,
     Task,
     build_engine,
@@ -30,142 +33,190 @@ from nlrl.run import (
     versions,
 )
 from nlrl.safe_text import as_text
-from nlrl.store import RunReader, RunStore, list_runs, new_run_id
-from nlrl.terminal.frame import frames_of
+from nlrl.store import Manifest, RunReader, RunStore, new_run_id
+from nlrl.store_schema import check_run_id
 from nlrl.terminal.live import View, open_view
-from nlrl.terminal.replay import export_svg, replay
-from nlrl.terminal.result import ResultRow, RunResult, result_table
+from nlrl.terminal.result import RunResult, result_table
 from nlrl.terminal.stats import Stats
 from nlrl.types import GameEnd
+from nlrl_prompts import PromptSet
 
 INTERRUPTED = 130
 """Exit code of a run that was stopped with Ctrl-C, by the shells' convention."""
 
 
-async def run_recorded(config: RunConfig, runs: Path, run_id: str | None, *, plain: bool) -> int:
-    """Start the engine, play the config's phases, record them under `runs`, print the table; returns an exit code."""
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a run is recorded and how it is shown."""
+
+    runs: Path
+    """Folder of all records."""
+    run_id: str | None = None
+    """Name of the record; made up for a new run when None."""
+    plain: bool = False
+    """Lines instead of the live view."""
+
+
+async def run_recorded(config: RunConfig, place: Place, reuse: str | None = None) -> int:
+    """Begin a run: play the config's phases, record them, print the table; returns an exit code.
+
+    Answers that the run `reuse` has to the very same questions are taken from there.
+    """
+    if place.run_id is not None:
+        check_run_id(place.run_id)
+    console, task = Console(), build_task(config)
+    reused = None if reuse is None else RunReader.open(place.runs / check_run_id(reuse))
+    console.print(as_text(f"{config.recipe} {config.env.map}: starting {_engine_name(config)} ..."))
+    engine = build_engine(config, task)
+    try:
+        prompts = build_prompts(config, engine)
+        run_id = place.run_id or new_run_id(place.runs, config.recipe, _model_name(config))
+        manifest = _manifest(config, prompts, engine)
+        store = RunStore.create(place.runs, run_id, manifest)
+        store.record_prompts(prompt_rows(prompts))
+        run = Run(config, task, prompts, store, console, place.plain)
+        return await run.play(engine, None if reused is None else reused.answer)
+    finally:
+        await engine.close()
+        if reused is not None:
+            reused.close()
+
+
+async def resume_recorded(place: Place, overrides: Mapping[str, Any], *, force_new: bool = False) -> int:
+    """Go on with the run `place.run_id` where it stopped; returns an exit code.
+
+    Only what does not decide answers may be overridden (`nlrl.manifest.FREE`). With `force_new` the run's config, with
+    any overrides, begins a new run instead.
+
+    Raises:
+        NoSuchRunError: there is no such run.
+        ResumeError: something that decides the answers has changed; the sentence names it.
+    """
+    assert place.run_id is not None
+    with RunReader.open(place.runs / check_run_id(place.run_id)) as reader:
+        recorded, table = reader.config, table_of(reader.results) if reader.status == "finished" else None
+        before = reader.identity
+    config = with_overrides(recorded, overrides)
+    if force_new:
+        return await run_recorded(config, Place(place.runs, None, place.plain))
+    now = {f"config.{key}": value for key, value in flat(config.model_dump(mode="json")).items() if not is_free(key)}
+    check_same(place.run_id, {key: value for key, value in before.items() if key.startswith("config.")}, now)
     console = Console()
+    if table is not None:
+        console.print(result_table(table))
+        console.print(as_text(f"Run '{place.run_id}' is finished; nothing is left to be asked."))
+        return 0
     task = build_task(config)
     console.print(as_text(f"{config.recipe} {config.env.map}: starting {_engine_name(config)} ..."))
     engine = build_engine(config, task)
     try:
         prompts = build_prompts(config, engine)
-        run_id = run_id or new_run_id(runs, config.recipe, _model_name(config))
-        store = RunStore.create(
-            runs,
-            run_id,
-            config=config.model_dump(mode="json"),
-            seed=config.seed,
-            versions=versions(),
-            engine=engine.describe(),
-        )
-        store.record_prompts(prompt_rows(prompts))
-        meter = Meter(store.record_call)
-        ask = Asker(engine, prompts, task.env.task, attempts=config.engine.attempts, record=meter.record)
-        return await _play(config, task, ask, meter, store, console, plain=plain)
+        check_same(place.run_id, before, dict(_manifest(config, prompts, engine).identity))
+        store = RunStore.resume(place.runs, place.run_id)
+        return await Run(config, task, prompts, store, console, place.plain).play(engine)
     finally:
         await engine.close()
 
 
-async def _play(
-    config: RunConfig, task: Task, ask: Asker, meter: Meter, store: RunStore, console: Console, *, plain: bool
-) -> int:
-    planned = phases(config, ask, len(task.starts_G))
-    ends: dict[str, list[GameEnd]] = {phase.name: [] for phase in planned}
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run that is about to be played: everything but its engine."""
 
-    def stats() -> Stats:
-        return meter.stats(sum(map(len, ends.values())), len(task.starts_G) * len(planned))
+    config: RunConfig
+    task: Task
+    prompts: PromptSet
+    store: RunStore
+    console: Console
+    plain: bool
 
-    status, code = "failed", 1
-    try:
-        with open_view(stats, title=_title(config, ask.engine), plain=plain) as view:
-            for phase in planned:
-                await _show_phase(config, task, phase, view, store, ends[phase.name])
-        status, code = "finished", 0
-    except (asyncio.CancelledError, KeyboardInterrupt):
-        status, code = "interrupted", INTERRUPTED
-    finally:
-        outcome = result(config, task, ends, meter)
-        store.finish(status, _results_json(outcome, ask.engine))
-    console.print(result_table(outcome))
-    if status == "interrupted":
-        console.print("Interrupted; what was played is recorded.")
-    console.print(as_text(f"Recorded in {store.path}; watch it again with: nlrl replay {store.path.name}"))
-    return code
+    async def play(self, engine: Engine, reused: Answers | None = None) -> int:
+        """Play what is not played yet, record how it ended, print the table; returns an exit code."""
+        config, store, begun = self.config, self.store, time.perf_counter()
+        gate = Gate(config.budget, store.totals) if is_limited(config.budget) else None
+        strict = config.engine.constraints == "require"
+        model = RecordedEngine(engine, store, gate=gate, reused=reused, require_constraints=strict)
+        ask = Asker(
+            model,
+            self.prompts,
+            self.task.env.task,
+            attempts=config.engine.attempts,
+            record=model.record_failure,
+            seed=config.seed,
+            logprobs=config.engine.logprobs,
+        )
+        planned = phases(config, ask, len(self.task.starts_G))
+        ends: dict[str, list[GameEnd]] = {phase.name: [] for phase in planned}
 
+        def stats() -> Stats:
+            return self._stats(ends, time.perf_counter() - begun)
 
-async def _show_phase(
-    config: RunConfig, task: Task, phase: Phase, view: View, store: RunStore, ended: list[GameEnd]
-) -> None:
-    view.begin(phase.name, len(task.starts_G))
-    async for event in play_phase(config, task, phase):
-        store.record_event(event)
-        if isinstance(event, GameEnd):
-            ended.append(event)
-        view.show(event)
+        status: Literal["finished", "interrupted", "failed"] = "failed"
+        code = 1
+        try:
+            with open_view(stats, title=_title(config, engine), plain=self.plain) as view:
+                for phase in planned:
+                    await self._show(phase, view, ends[phase.name])
+            status, code = "finished", 0
+        except (asyncio.CancelledError, KeyboardInterrupt):
+            status, code = "interrupted", INTERRUPTED
+        except NlrlError as error:
+            status = "interrupted" if error.exit_code == 4 else "failed"
+            raise
+        finally:
+            with suppress(NlrlError):  # what stopped the run is told already
+                await model.drain()
+            outcome = result(config, self.task, ends, stats(), store.totals.failures)
+            self._finish(status, outcome, engine, time.perf_counter() - begun)
+        self.console.print(result_table(outcome))
+        if status == "interrupted":
+            self.console.print(
+                as_text(f"Interrupted; what was played is recorded. Go on with: nlrl resume {store.path.name}")
+            )
+        self.console.print(as_text(f"Recorded in {store.path}; watch it again with: nlrl replay {store.path.name}"))
+        return code
 
+    async def _show(self, phase: Phase, view: View, ended: list[GameEnd]) -> None:
+        first, count = phase.first_game, len(self.task.starts_G)
+        view.begin(phase.name, count)
+        with RunReader.open(self.store.path) as reader:
+            played = [(start, end) for start, end in reader.ended(first, first + count)]
+        for start, end in played:
+            view.show(start)
+            view.show(end)
+            ended.append(end)
+        done = frozenset(end.game for end in ended)
+        async for event in play_phase(self.config, self.task, phase, done):
+            self.store.record_event(event)
+            if isinstance(event, GameEnd):
+                ended.append(event)
+            view.show(event)
 
-def replay_recorded(runs: Path, run_id: str, game: int, svg: Path | None = None, frame: int = -1) -> None:
-    """Step through a recorded game on the terminal, or write one moment of it, with the run's table, as a picture."""
-    with RunReader.open(_folder(runs, run_id)) as reader:
-        frames = frames_of(reader.events(game)) if _has_game(reader, game) else []
-        if not frames:
-            raise StoreError(f"Run '{run_id}' has no game {game}; it has {_games_text(reader)}.")
-        if svg is None:
-            replay(frames, title=f"{run_id}, game {game}")
+    def _stats(self, ends: Mapping[str, list[GameEnd]], seconds: float) -> Stats:
+        totals = self.store.totals
+        return Stats(
+            calls=totals.calls,
+            prompt_tokens=totals.prompt_tokens,
+            completion_tokens=totals.completion_tokens,
+            bad_replies=sum(totals.failures.values()),
+            seconds=totals.seconds + seconds,
+            games_done=sum(map(len, ends.values())),
+            games_total=len(self.task.starts_G) * len(ends),
+        )
+
+    def _finish(
+        self, status: Literal["finished", "interrupted", "failed"], outcome: RunResult, engine: Engine, seconds: float
+    ) -> None:
+        results = {**asdict(outcome), "engine": asdict(engine.describe())}
+        if status == "finished":
+            self.store.finish(status, results, seconds)
             return
-        outcome = _result_of(reader.results)
-    try:
-        index = frame if -len(frames) <= frame < len(frames) else -1
-        below = None if outcome is None else result_table(outcome)
-        export_svg(frames, svg, index=index, title=f"nlrl replay {run_id}", below=below)
-    except OSError as error:
-        raise StoreError(f"The picture cannot be written to {svg}: {error.strerror}.") from error
-    Console().print(as_text(f"Wrote {svg}"))
+        with suppress(NlrlError):  # the record may be what failed; what stopped the run is told, not this
+            self.store.finish(status, results, seconds)
 
 
-def list_recorded(runs: Path) -> None:
-    """Print the recorded runs, newest first."""
-    console = Console()
-    found = list_runs(runs)
-    if not found:
-        console.print(as_text(f"No runs are recorded in {runs}; make one with: nlrl run maze"))
-        return
-    table = Table("run", "status", "started", "games", box=None)
-    for run in found:
-        table.add_row(*map(Text, (run.id, run.status, run.started, f"{run.finished_games}/{run.games}")))
-    console.print(table)
-
-
-def _folder(runs: Path, run_id: str) -> Path:
-    folder = runs / run_id
-    if run_id not in {run.id for run in list_runs(runs)}:
-        known = ", ".join(run.id for run in list_runs(runs)[:5]) or "none yet"
-        raise StoreError(f"There is no run '{run_id}' in {runs}; the latest are: {known}.")
-    return folder
-
-
-def _has_game(reader: RunReader, game: int) -> bool:
-    return any(start.game == game for start, _ in reader.games())
-
-
-def _games_text(reader: RunReader) -> str:
-    numbers: Sequence[int] = [start.game for start, _ in reader.games()]
-    return f"games {min(numbers)} to {max(numbers)}" if numbers else "none"
-
-
-def _results_json(outcome: RunResult, engine: Engine) -> dict[str, Any]:
-    return {**asdict(outcome), "engine": asdict(engine.describe())}
-
-
-def _result_of(results: dict[str, Any]) -> RunResult | None:
-    """The table of a record; None when the run did not get that far."""
-    if not {"rows", "stats", "failures"} <= results.keys():
-        return None
-    rows = [
-        ResultRow(**{**row, "interval": tuple(row["interval"]) if row["interval"] else None}) for row in results["rows"]
-    ]
-    return RunResult(tuple(rows), Stats(**results["stats"]), results["failures"])
+def _manifest(config: RunConfig, prompts: PromptSet, engine: Engine) -> Manifest:
+    tree, info = config.model_dump(mode="json"), engine.describe()
+    return Manifest(tree, config.seed, versions(), info, identity(tree, prompts, info))
 
 
 def _model_name(config: RunConfig) -> str:

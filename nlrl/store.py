@@ -1,49 +1,71 @@
 """The record of a run: one SQLite file `<root>/<run id>/run.sqlite`, written as the run goes.
 
-WAL mode, synchronous=NORMAL, and exactly one writing connection, which alone checkpoints (SQLite before
-3.51.3 can corrupt a WAL that two connections reset at once). The writer is a thread: rows handed to
-`RunStore` are committed in batches, at the latest 0.2 s after the first of them, also while the engine
-keeps the main thread busy. A killed process therefore loses at most those 0.2 s, and never more than whole
-rows.
+Every answer, event and figure is a transaction of its own, committed before anyone acts on it. So a run that is killed
+at any moment has lost nothing it had used, and resuming it is running it again with the recorded answers at hand. A row
+that is recorded again must be the row that is there: `StoreError` tells that a resumed run took another course.
 
-`RunReader` gives back the very records that were written. It opens the file read-only, also while the run
-goes on.
+What is committed outlives the death of the process. A loss of power may take the last moments, but not what is marked
+as complete (checkpoints, the end of a run), and never leaves a broken file.
+
+`RunReader` gives back the very records that were written, also while the run goes on.
 """
 
 from __future__ import annotations
 
 import json
-import queue
-import sqlite3
-import threading
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from nlrl import codec
 from nlrl.engine.base import Completion, EngineInfo, Request
 from nlrl.errors import StoreError
-from nlrl.store_reader import CallRecord, RunReader, RunSummary, list_runs
+from nlrl.store_file import RunFile
+from nlrl.store_reader import CallRecord, RunReader, RunSummary, completion_of, list_runs
 from nlrl.store_schema import (
     CALL_COLUMNS,
-    FILE_NAME,
-    SCHEMA_VERSION,
-    TABLES,
     check_run_id,
+    constraint_text,
+    messages_of,
+    pack_floats,
     pack_ids,
-    sha256_text,
+    pack_text,
     to_column,
 )
-from nlrl.types import Event, Failure, GameEnd, GameStart, Step
+from nlrl.types import Event, Example, Failure, GameEnd, GameStart, Step
 
-__all__ = ["CallRecord", "RunReader", "RunStore", "RunSummary", "list_runs", "new_run_id"]
+__all__ = ["CallRecord", "Manifest", "RunReader", "RunStore", "RunSummary", "Totals", "list_runs", "new_run_id"]
 
-BATCH_SECONDS = 0.2
-BATCH_ROWS = 200
 
-Statement = tuple[str, Sequence[Any]]
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What is known about a run before it begins."""
+
+    config: Mapping[str, Any]
+    """The whole configuration as JSON types, without secrets."""
+    seed: int
+    versions: Mapping[str, str]
+    """Of Python and of the packages that matter."""
+    engine: EngineInfo
+    identity: Mapping[str, str] = field(default_factory=dict)
+    """What decides the answers, see `nlrl.manifest.identity`."""
+
+
+@dataclass(slots=True)
+class Totals:
+    """What a run has used since it began, over all its resumptions."""
+
+    calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+    """Time in which earlier processes worked on the run."""
+    failures: dict[str, int] = field(default_factory=dict)
+    """Bad replies by `nlrl.types.FailureKind`."""
+    unconstrained: int = 0
+    """Replies that were not held to the constraint they were asked under."""
 
 
 def new_run_id(root: Path | str, *parts: str) -> str:
@@ -56,220 +78,177 @@ def new_run_id(root: Path | str, *parts: str) -> str:
     return next(run_id for run_id in taken if not (Path(root) / run_id).exists())
 
 
-class Manifest(NamedTuple):
-    """What is known about a run before it begins."""
-
-    config: Mapping[str, Any]
-    seed: int
-    versions: Mapping[str, str]
-    engine: EngineInfo
-
-
 class RunStore:
-    """Writes one run. Use `create`, hand records over from any thread, and `finish` or `close` at the end."""
+    """Writes one run: `create` or `resume` it, hand records over, `finish` or `close` at the end. For one thread."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         """The run's folder."""
-        self._queue: queue.SimpleQueue[Statement | threading.Event | None] = queue.SimpleQueue()
-        self._error: Exception | None = None
-        self._thread: threading.Thread | None = None
+        self._file = RunFile(path)
+        self.totals = self._read_totals()
+        """What the run has used so far."""
 
     @classmethod
-    def create(
-        cls,
-        root: Path | str,
-        run_id: str,
-        *,
-        config: Mapping[str, Any],
-        seed: int,
-        versions: Mapping[str, str],
-        engine: EngineInfo,
-    ) -> RunStore:
-        """Begin the record of a new run; an existing one is never overwritten.
-
-        Args:
-            root: folder of all runs ("runs/out"); made when absent.
-            run_id: name of the run's folder, see `new_run_id`.
-            config: the whole configuration as JSON types, without secrets.
-            seed: the run's seed.
-            versions: of Python and of the packages that matter.
-            engine: what `Engine.describe` says.
+    def create(cls, root: Path | str, run_id: str, manifest: Manifest) -> RunStore:
+        """Begin the record of a new run in `<root>/<run_id>`; an existing one is never overwritten.
 
         Raises:
             ConfigError: the run id is no plain name.
             StoreError: the folder exists already, or cannot be written.
         """
         path = Path(root).resolve() / check_run_id(run_id)
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError as error:
-            raise StoreError(f"A run named '{run_id}' exists already; choose another id or remove it.") from error
-        except OSError as error:
-            raise StoreError(f"The run folder '{path}' cannot be made: {error.strerror}.") from error
+        row = (run_id, _json(manifest.config), manifest.seed, _json(manifest.versions), codec.dumps(manifest.engine))
+        RunFile.make(path, (*row, _now(), None, "running", _json(manifest.identity), 0.0))
+        return cls(path)
+
+    @classmethod
+    def resume(cls, root: Path | str, run_id: str) -> RunStore:
+        """Go on with a recorded run.
+
+        Raises:
+            NoSuchRunError: there is no such run.
+            StoreError: another process is writing it, another version of nlrl wrote it, or it cannot be written.
+        """
+        path = Path(root).resolve() / check_run_id(run_id)
+        with RunReader.open(path) as reader:
+            if not reader.is_current:
+                raise StoreError(f"Run '{run_id}' was recorded by an older nlrl; it can be read, but not gone on with.")
         store = cls(path)
-        store._begin(run_id, Manifest(config, seed, versions, engine))
+        try:
+            with store._file.transaction() as db:
+                db.execute("UPDATE run SET status = 'running', finished = NULL")
+        except BaseException:
+            store.close()
+            raise
         return store
+
+    def answer(self, key: str) -> Completion | None:
+        """The recorded answer to a question, by its `nlrl.store_schema.call_key`."""
+        rows = self._file.read(f"SELECT {CALL_COLUMNS} FROM calls WHERE key = ?", key)
+        return completion_of(rows[0], self._file.read) if rows else None
 
     def record_prompts(self, prompts: Iterable[tuple[str, str, str, str]]) -> None:
         """Store the prompts the run uses, as (set, name, hash, text)."""
-        for prompt_set, name, digest, text in prompts:
-            row = (prompt_set, name, digest, to_column(text))
-            self._put("INSERT OR IGNORE INTO prompts VALUES (?, ?, ?, ?)", row)
+        with self._file.transaction() as db:
+            rows = [(prompt_set, name, digest, to_column(text)) for prompt_set, name, digest, text in prompts]
+            db.executemany("INSERT OR IGNORE INTO prompts VALUES (?, ?, ?, ?)", rows)
+
+    def record_call(self, key: str, request: Request, completion: Completion, seconds: float) -> None:
+        """Store an answer of the language model; when this returns it is safe."""
+        call, sampling = request.call, request.sampling
+        place: tuple[Any, ...] = (None, None, None, None, None, 0, None)
+        if call is not None:
+            place = (call.game, call.step, call.role, call.action, call.variation, call.ply, call.attempt)
+        error = None if completion.error is None else to_column(completion.error)
+        with self._file.transaction() as db:
+            text = self._file.text
+            form = None if request.constraint is None else text(constraint_text(request.constraint))
+            done = db.execute(
+                f"INSERT OR IGNORE INTO calls ({CALL_COLUMNS}) VALUES (?{', ?' * 24}, NULL, NULL, NULL)",
+                (
+                    *(key, *place, self._file.messages(messages_of(request)), form),
+                    *(sampling.temperature, sampling.top_p, sampling.max_tokens, sampling.seed, sampling.logprobs),
+                    *(text(completion.text), completion.finish_reason, error, completion.constrained),
+                    *(pack_ids(completion.prompt_token_ids), pack_ids(completion.token_ids)),
+                    *(pack_floats(completion.logprobs), completion.prompt_tokens, completion.completion_tokens),
+                    seconds,
+                ),
+            )
+        if done.rowcount:
+            self.totals.calls += 1
+            self.totals.prompt_tokens += completion.prompt_tokens
+            self.totals.completion_tokens += completion.completion_tokens
+            self.totals.unconstrained += completion.constrained is False
+
+    def record_failure(self, key: str, failure: Failure) -> None:
+        """Note why the answer with this key could not be used."""
+        with self._file.transaction() as db:
+            done = db.execute(
+                "UPDATE calls SET failure_kind = ?, failure_reason = ?, failure_reply_hash = ? "
+                "WHERE key = ? AND failure_kind IS NULL",
+                (failure.kind, to_column(failure.reason), self._file.text(failure.reply), key),
+            )
+        if done.rowcount:
+            self.totals.failures[failure.kind] = self.totals.failures.get(failure.kind, 0) + 1
 
     def record_event(self, event: Event) -> None:
         """Store what a loop yielded."""
-        match event:
-            case GameStart():
-                texts = map(to_column, (event.start, event.observation, event.picture))
-                self._put(
-                    "INSERT INTO games (game, start, observation, picture, optimal_return) VALUES (?, ?, ?, ?, ?)",
-                    (event.game, *texts, event.optimal_return),
-                )
-            case Step():
-                seen = (to_column(event.observation), to_column(event.picture), event.legal)
-                move = (event.game, event.step, to_column(event.action), event.reward, event.total_return)
-                self._put(
-                    "INSERT INTO steps VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    (*move, *seen, codec.dumps(event.decision)),
-                )
-            case GameEnd():
-                self._put(
-                    "UPDATE games SET outcome = ?, total_return = ?, steps = ? WHERE game = ?",
-                    (event.outcome, event.total_return, event.steps, event.game),
-                )
+        with self._file.transaction() as db:
+            match event:
+                case GameStart():
+                    texts = map(to_column, (event.start, event.observation, event.picture))
+                    row = (event.game, *texts, event.optimal_return, None, None, None)
+                    self._file.insert_once("games", row, key=1, fixed=5)
+                case Step():
+                    seen = (to_column(event.observation), to_column(event.picture), int(event.legal))
+                    move = (event.game, event.step, to_column(event.action), event.reward, event.total_return)
+                    row = (*move, *seen, pack_text(codec.dumps(event.decision)))
+                    if self._file.insert_once("steps", row, key=2):
+                        db.executemany("INSERT INTO evaluations VALUES (?, ?, ?, ?, ?, ?, ?)", self._evaluations(event))
+                case GameEnd():
+                    db.execute(
+                        "UPDATE games SET outcome = ?, total_return = ?, steps = ? WHERE game = ?",
+                        (event.outcome, event.total_return, event.steps, event.game),
+                    )
 
-    def record_call(self, request: Request, completion: Completion, failure: Failure | None, seconds: float) -> None:
-        """Store a call of the language model: what was asked, what came, and why it was unusable if it was."""
-        call = request.call or (failure.call if failure else None)
-        sampling = request.sampling
-        place = (call.game, call.step, call.role, call.action, call.variation, call.attempt) if call else (None,) * 6
-        form = None if request.constraint is None else self._text(codec.dumps(request.constraint))
-        reply = self._text(completion.text)
-        blamed = None if failure is None or failure.reply == completion.text else self._text(failure.reply)
-        error = None if completion.error is None else to_column(completion.error)
-        self._put(
-            f"INSERT INTO calls ({CALL_COLUMNS}) VALUES (?{', ?' * 22})",
-            (*place, self._messages(request), form)
-            + (sampling.temperature, sampling.top_p, sampling.max_tokens, sampling.seed)
-            + (reply, completion.finish_reason, error)
-            + (pack_ids(completion.prompt_token_ids), pack_ids(completion.token_ids))
-            + (completion.prompt_tokens, completion.completion_tokens, seconds)
-            + ((failure.kind, to_column(failure.reason), blamed) if failure else (None, None, None)),
-        )
+    def record_metric(self, name: str, step: int, value: float) -> None:
+        """Store the figure that the series `name` has at `step`."""
+        with self._file.transaction():
+            self._file.insert_once("metrics", (name, step, value), key=2)
 
-    def record_metric(self, name: str, value: float) -> None:
-        """Append one figure to the series `name`."""
-        self._put("INSERT INTO metrics (name, value) VALUES (?, ?)", (name, value))
+    def record_example(self, example: Example) -> None:
+        """Store a pair that a model is to be trained on."""
+        with self._file.transaction():
+            texts = (self._file.messages(example.messages), self._file.text(example.target))
+            row = (example.id, example.role, *texts, pack_ids(example.target_token_ids), example.weight)
+            self._file.insert_once("examples", row, key=1)
 
-    def flush(self) -> None:
-        """Return when everything handed over so far is committed; raises `StoreError` when it could not be."""
-        if self._thread is not None and self._thread.is_alive():
-            done = threading.Event()
-            self._queue.put(done)
-            while not done.wait(0.5) and self._thread.is_alive():
-                pass
-        self._raise_error()
+    def record_checkpoint(self, name: str, files: Mapping[str, str]) -> None:
+        """Mark a checkpoint as complete, with the SHA-256 of each of its files; flushed to the disk."""
+        with self._file.transaction(durable=True):
+            row = (name, _json(dict(sorted(files.items()))), _now())
+            self._file.insert_once("checkpoints", row, key=1, fixed=2)
 
     def finish(
         self,
         status: Literal["finished", "interrupted", "failed"] = "finished",
         results: Mapping[str, Any] | None = None,
+        seconds: float = 0.0,
     ) -> None:
-        """State how the run ended, with its results as JSON types, and close."""
-        for name, value in (results or {}).items():
-            self._put("INSERT OR REPLACE INTO results VALUES (?, ?)", (name, _json(value)))
-        self._put("UPDATE run SET status = ?, finished = ?", (status, _now()))
-        self.close()
+        """State how the run ended, with its results as JSON types and the time this process worked, and close."""
+        try:
+            with self._file.transaction(durable=True) as db:
+                rows = [(name, _json(value)) for name, value in (results or {}).items()]
+                db.executemany("INSERT OR REPLACE INTO results VALUES (?, ?)", rows)
+                db.execute(
+                    "UPDATE run SET status = ?, finished = ?, seconds = seconds + ?", (status, _now(), float(seconds))
+                )
+        finally:
+            self.close()
 
     def close(self) -> None:
-        """Commit what is left and close the file; safe to call twice. Raises `StoreError` if a row was not written."""
-        if self._thread is not None:
-            self._queue.put(None)
-            self._thread.join()
-            self._thread = None
-            self._raise_error()
+        """Close the file and let go of the lock; safe to call twice."""
+        self._file.close()
 
-    def _begin(self, run_id: str, manifest: Manifest) -> None:
-        row = (run_id, _json(manifest.config), manifest.seed, _json(manifest.versions))
-        try:
-            connection = sqlite3.connect(
-                self.path / FILE_NAME, timeout=10, isolation_level=None, check_same_thread=False
-            )
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = NORMAL")
-            connection.executescript(f"BEGIN; {TABLES} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-            connection.execute(
-                "INSERT INTO run VALUES (?, ?, ?, ?, ?, ?, NULL, 'running')",
-                (*row, codec.dumps(manifest.engine), _now()),
-            )
-        except sqlite3.Error as error:
-            raise self._store_error(error) from error
-        self._thread = threading.Thread(target=self._write, args=(connection,), name="run-store", daemon=True)
-        self._thread.start()
+    def _evaluations(self, step: Step) -> list[tuple[Any, ...]]:
+        """Every evaluation of a decision: a table of its own, where SQL can reach it."""
+        rows: list[tuple[Any, ...]] = []
+        for candidate in step.decision.choice.candidates_A if step.decision.choice else ():
+            numbered = [(-1, candidate.value), *((k, v.leaf) for k, v in enumerate(candidate.variations_K))]
+            rows += [
+                (step.game, step.step, to_column(candidate.action), k, v.source, v.number, self._file.text(v.text))
+                for k, v in numbered
+            ]
+        return rows
 
-    def _put(self, statement: str, row: Sequence[Any]) -> None:
-        self._raise_error()
-        if self._thread is None:
-            raise StoreError(f"The record of the run in '{self.path}' is closed already.")
-        self._queue.put((statement, row))
-
-    def _text(self, text: str) -> str:
-        digest = sha256_text(text)
-        self._put("INSERT OR IGNORE INTO texts VALUES (?, ?)", (digest, to_column(text)))
-        return digest
-
-    def _messages(self, request: Request) -> str:
-        listed = json.dumps([[m.role, self._text(m.content)] for m in request.messages], separators=(",", ":"))
-        digest = sha256_text(listed)
-        self._put("INSERT OR IGNORE INTO message_lists VALUES (?, ?)", (digest, listed))
-        return digest
-
-    def _write(self, connection: sqlite3.Connection) -> None:
-        """The writer thread: one transaction a batch, until None comes or a write fails."""
-        try:
-            more = True
-            while more:
-                batch, waiting, more = self._next_batch()
-                if batch:
-                    connection.execute("BEGIN")
-                    for statement, row in batch:
-                        connection.execute(statement, row)
-                    connection.execute("COMMIT")
-                for event in waiting:
-                    event.set()
-        except (sqlite3.Error, OverflowError) as error:  # OverflowError: an integer of more than 64 bits
-            self._error = error
-        finally:
-            connection.close()
-
-    def _next_batch(self) -> tuple[list[Statement], list[threading.Event], bool]:
-        """Rows to write together, who waits for them, and whether the store is still open."""
-        batch: list[Statement] = []
-        waiting: list[threading.Event] = []
-        item, deadline = self._queue.get(), time.monotonic() + BATCH_SECONDS
-        while True:
-            if item is None:
-                return batch, waiting, False
-            if isinstance(item, threading.Event):
-                return batch, [item], True
-            batch.append(item)
-            if len(batch) >= BATCH_ROWS:
-                return batch, waiting, True
-            try:
-                item = self._queue.get(timeout=max(0.0, deadline - time.monotonic()))
-            except queue.Empty:
-                return batch, waiting, True
-
-    def _raise_error(self) -> None:
-        if self._error is not None:
-            raise self._store_error(self._error) from self._error
-
-    def _store_error(self, error: Exception) -> StoreError:
-        return StoreError(
-            f"The run's record in '{self.path}' cannot be written ({error}); "
-            "free space or give another folder. What was recorded before is intact."
+    def _read_totals(self) -> Totals:
+        sums = "count(*), total(prompt_tokens), total(completion_tokens), total(constrained = 0)"
+        ((calls, prompt, completion, loose),) = self._file.read(f"SELECT {sums} FROM calls")
+        ((seconds,),) = self._file.read("SELECT seconds FROM run")
+        kinds = self._file.read(
+            "SELECT failure_kind, count(*) FROM calls WHERE failure_kind IS NOT NULL GROUP BY failure_kind"
         )
+        return Totals(calls, int(prompt), int(completion), seconds, dict(kinds), int(loose))
 
 
 def _json(value: Any) -> str:

@@ -1,26 +1,36 @@
 """Reading a run's record: the same records that were written, from a file that may come from a stranger.
 
-The file is opened read-only and with trusted_schema off, and only known columns are read.
+The file is opened as `nlrl.store_open` says, and only known columns are read.
 """
 
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
-from urllib.parse import quote
 
 from nlrl import codec
 from nlrl.engine.base import Completion, Constraint, EngineInfo, Message, Request, Sampling
-from nlrl.errors import StoreError
-from nlrl.store_schema import CALL_COLUMNS, FILE_NAME, RUN_ID, SCHEMA_VERSION, from_column, unpack_ids
-from nlrl.types import CallId, Decision, Event, Failure, GameEnd, GameStart, Step
+from nlrl.errors import NoSuchRunError, StoreError
+from nlrl.store_open import open_record, readable, record_file
+from nlrl.store_schema import (
+    CALL_COLUMNS,
+    FILE_NAME,
+    RUN_ID,
+    SCHEMA_VERSION,
+    from_column,
+    unpack_floats,
+    unpack_ids,
+    unpack_text,
+)
+from nlrl.types import CallId, Decision, Event, Example, Failure, GameEnd, GameStart, Step
+
+Read = Callable[..., list[tuple[Any, ...]]]
+"""(query, values...) -> rows."""
 
 Status = Literal["running", "finished", "interrupted", "failed"]
 
@@ -33,6 +43,8 @@ class CallRecord:
     completion: Completion
     failure: Failure | None
     seconds: float
+    key: str = ""
+    """What makes the question this one, see `nlrl.store_schema.call_key`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,36 +63,27 @@ class RunSummary:
 class RunReader:
     """A run's record, read-only. Use as a context manager or call `close`."""
 
-    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
-        self.path = path
-        """The run's folder."""
-        self._connection = connection
-
-    @classmethod
-    def open(cls, path: Path | str) -> RunReader:
+    def __init__(self, path: Path | str) -> None:
         """Open a run by its folder or its SQLite file.
 
         Raises:
-            StoreError: there is no such run, the file is damaged, or another version of nlrl wrote it.
+            NoSuchRunError: there is no such run.
+            StoreError: the file is damaged, is no record, or a later version of nlrl wrote it.
         """
-        file = Path(path)
-        file = file / FILE_NAME if file.is_dir() else file
-        if not file.is_file():
-            raise StoreError(f"There is no recorded run at '{path}'.")
-        with _readable(file):
-            connection = _connect(file)
-            try:
-                connection.execute("PRAGMA trusted_schema = OFF")
-                (version,) = connection.execute("PRAGMA user_version").fetchone()
-                if version == SCHEMA_VERSION:
-                    connection.execute("SELECT id FROM run").fetchone()
-            except BaseException:
-                connection.close()
-                raise
-        if version != SCHEMA_VERSION:
-            connection.close()
-            raise StoreError(f"'{file}' has record version {version}; this nlrl reads version {SCHEMA_VERSION}.")
-        return cls(connection, file.parent)
+        self._path = record_file(path)
+        self.path = self._path.parent
+        """The run's folder."""
+        self._connection, self._version = open_record(self._path)
+
+    @classmethod
+    def open(cls, path: Path | str) -> RunReader:
+        """The same as calling the class."""
+        return cls(path)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether this version of nlrl wrote the record, so that it may go on with it."""
+        return self._version == SCHEMA_VERSION
 
     @property
     def id(self) -> str:
@@ -108,6 +111,11 @@ class RunReader:
         return codec.loads(self._run("engine"), EngineInfo)
 
     @property
+    def identity(self) -> dict[str, str]:
+        """What decided the run's answers, see `nlrl.manifest.identity`."""
+        return json.loads(self._run("identity"))
+
+    @property
     def status(self) -> Status:
         """How the run ended; a killed run keeps saying "running"."""
         return self._run("status")
@@ -125,42 +133,57 @@ class RunReader:
     @property
     def results(self) -> dict[str, Any]:
         """The results handed to `RunStore.finish`."""
-        return {name: json.loads(value) for name, value in self._rows("SELECT name, value FROM results")}
+        return {name: json.loads(value) for name, value in self.rows("SELECT name, value FROM results")}
 
     @property
     def metrics(self) -> dict[str, list[float]]:
         """Each recorded series, in order."""
         series: dict[str, list[float]] = {}
-        for name, value in self._rows("SELECT name, value FROM metrics ORDER BY number"):
+        for name, value in self.rows("SELECT name, value FROM metrics ORDER BY name, step"):
             series.setdefault(name, []).append(value)
         return series
 
     def prompts(self) -> list[tuple[str, str, str, str]]:
         """The prompts that were used, as (set, name, hash, text)."""
-        rows = self._rows("SELECT prompt_set, name, hash, text FROM prompts ORDER BY prompt_set, name, hash")
+        rows = self.rows("SELECT prompt_set, name, hash, text FROM prompts ORDER BY prompt_set, name, hash")
         return [(prompt_set, name, digest, from_column(text)) for prompt_set, name, digest, text in rows]
 
     def games(self) -> list[tuple[GameStart, GameEnd | None]]:
         """Every game with its end, which is None for a game that was cut off."""
-        columns = "game, start, observation, picture, optimal_return, outcome, total_return, steps"
-        return [
-            (
-                GameStart(game, from_column(start), from_column(observation), from_column(picture), optimum),
-                None if outcome is None else GameEnd(game, total, steps, outcome),
-            )
-            for game, start, observation, picture, optimum, outcome, total, steps in self._rows(
-                f"SELECT {columns} FROM games ORDER BY game"
-            )
-        ]
+        return [_game(row) for row in self.rows(f"SELECT {_GAME_COLUMNS} FROM games ORDER BY game")]
+
+    def game(self, game: int) -> tuple[GameStart, GameEnd | None] | None:
+        """One game, as `games` gives it; None when there is no such game."""
+        rows = self.rows(f"SELECT {_GAME_COLUMNS} FROM games WHERE game = ?", game)
+        return _game(rows[0]) if rows else None
+
+    def ended(self, first: int, last: int) -> Iterator[tuple[GameStart, GameEnd]]:
+        """The games numbered from `first` to before `last` that ended."""
+        where = "game >= ? AND game < ? AND outcome IS NOT NULL"
+        for row in self.rows(f"SELECT {_GAME_COLUMNS} FROM games WHERE {where} ORDER BY game", first, last):
+            start, end = _game(row)
+            if end is not None:
+                yield start, end
+
+    def answer(self, key: str) -> Completion | None:
+        """The recorded answer to a question, by its `nlrl.store_schema.call_key`."""
+        rows = self.rows(f"SELECT {CALL_COLUMNS} FROM calls WHERE key = ?", key)
+        with readable(self._path):
+            return completion_of(rows[0], self.rows) if rows else None
+
+    def counts(self) -> tuple[int, int]:
+        """How many games there are, and how many of them ended."""
+        ((games, ended),) = self.rows("SELECT count(*), count(outcome) FROM games")
+        return games, ended
 
     def events(self, game: int) -> list[Event]:
         """What happened in a game, as it was recorded: its start, its steps, its end if it has one."""
-        found = next(((start, end) for start, end in self.games() if start.game == game), None)
+        found = self.game(game)
         if found is None:
-            raise StoreError(f"The run in '{self.path}' has no game {game}.")
+            raise NoSuchRunError(f"The run in '{self.path}' has no game {game}.")
         columns = "step, decision, action, reward, total_return, observation, picture, legal"
-        rows = self._rows(f"SELECT {columns} FROM steps WHERE game = ? ORDER BY step", game)
-        steps = [_step(game, row) for row in rows]
+        rows = self.rows(f"SELECT {columns} FROM steps WHERE game = ? ORDER BY step", game)
+        steps = [self._step(game, row) for row in rows]
         start, end = found
         return [start, *steps] if end is None else [start, *steps, end]
 
@@ -168,9 +191,20 @@ class RunReader:
         """Every call of the language model, in the order of recording."""
         text = lru_cache(maxsize=4096)(self._text)
         page, last = f"SELECT number, {CALL_COLUMNS} FROM calls WHERE number > ? ORDER BY number LIMIT 500", 0
-        while rows := self._rows(page, last):
+        while rows := self.rows(page, last):
             yield from (self._call(row[1:], text) for row in rows)
             last = rows[-1][0]
+
+    def examples(self) -> Iterator[Example]:
+        """Every pair that a model is to be trained on."""
+        columns = "id, role, messages_hash, target_hash, target_token_ids, weight"
+        for name, role, messages, target, ids, weight in self.rows(f"SELECT {columns} FROM examples ORDER BY id"):
+            prompt = tuple((m.role, m.content) for m in self._messages(messages, self._text))
+            yield Example(name, role, prompt, self._text(target), unpack_ids(ids), weight)
+
+    def checkpoints(self) -> dict[str, dict[str, str]]:
+        """Each complete checkpoint with the SHA-256 of its files."""
+        return {name: json.loads(files) for name, files in self.rows("SELECT name, files FROM checkpoints")}
 
     def close(self) -> None:
         """Close the file; safe to call twice."""
@@ -184,97 +218,93 @@ class RunReader:
     ) -> None:
         self.close()
 
+    def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Rows of the present tables, as `nlrl.store_schema.TABLES` states them."""
+        with readable(self._path):
+            return self._connection.execute(query, values).fetchall()
+
     def _call(self, row: tuple[Any, ...], text: Callable[[str], str]) -> CallRecord:
-        place, (messages, form), drawn = row[:6], row[6:8], row[8:12]
-        reply, finish, error, prompt_ids, ids, prompt_count, count, seconds = row[12:20]
-        kind, reason, blamed = row[20:23]
-        call = None if place[2] is None else CallId(*place)
-        (listed,) = self._one("SELECT messages FROM message_lists WHERE hash = ?", messages)
+        key, place, (messages, form), drawn = row[0], row[1:8], row[8:10], row[10:15]
+        with readable(self._path):
+            completion = completion_of(row, self.rows)
+        kind, reason, blamed = row[25:28]
+        game, step, role, action, variation, ply, attempt = place
+        call = None if role is None else CallId(game, step, role, action, variation, ply, attempt)
         request = Request(
-            tuple(Message(role, text(digest)) for role, digest in json.loads(listed)),
-            Sampling(*drawn),
-            None if form is None else codec.loads(text(form), Constraint),
+            self._messages(messages, text),
+            Sampling(drawn[0], drawn[1], drawn[2], drawn[3], bool(drawn[4])),
+            None if form is None else self._form(text(form)),
             call,
         )
-        completion = Completion(
-            text(reply), unpack_ids(ids), unpack_ids(prompt_ids), finish,
-            None if error is None else from_column(error), prompt_count, count,
-        )  # fmt: skip
         failure = None
         if kind is not None and call is not None:
             failure = Failure(call, kind, from_column(reason), completion.text if blamed is None else text(blamed))
-        return CallRecord(request, completion, failure, seconds)
+        return CallRecord(request, completion, failure, row[24], key)
+
+    def _messages(self, digest: str, text: Callable[[str], str]) -> tuple[Message, ...]:
+        (listed,) = self._one("SELECT messages FROM message_lists WHERE hash = ?", digest)
+        with readable(self._path):
+            return tuple(Message(role, text(one)) for role, one in json.loads(listed))
+
+    def _form(self, text: str) -> Constraint:
+        with readable(self._path):
+            return codec.loads(text, Constraint)
 
     def _text(self, digest: str) -> str:
         return from_column(self._one("SELECT text FROM texts WHERE hash = ?", digest)[0])
+
+    def _step(self, game: int, row: tuple[Any, ...]) -> Step:
+        number, packed, action, reward, total, observation, picture, legal = row
+        try:
+            decision = codec.loads(unpack_text(packed), Decision)
+        except (ValueError, TypeError) as error:
+            raise StoreError(f"A recorded decision in '{self._path}' cannot be read: {error}") from error
+        texts = from_column(observation), from_column(picture)
+        return Step(game, number, decision, from_column(action), reward, total, *texts, legal=bool(legal))
 
     def _run(self, column: str) -> Any:
         return self._one(f"SELECT {column} FROM run")[0]
 
     def _one(self, query: str, *values: Any) -> tuple[Any, ...]:
-        rows = self._rows(query, *values)
+        rows = self.rows(query, *values)
         if len(rows) != 1:
             raise StoreError(f"The record in '{self.path}' is damaged: a row that another one names is missing.")
         return rows[0]
 
-    def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        with _readable(self.path / FILE_NAME):
-            return self._connection.execute(query, values).fetchall()
+
+def completion_of(row: tuple[Any, ...], read: Read) -> Completion:
+    """The answer in a row of `calls` with the columns `CALL_COLUMNS`."""
+    reply, finish, error, constrained, prompt_ids, ids, logprobs, prompt_count, count = row[15:24]
+    texts = read("SELECT text FROM texts WHERE hash = ?", reply)
+    if len(texts) != 1:
+        raise StoreError("The record is damaged: the text of a reply is missing.")
+    return Completion(
+        from_column(texts[0][0]), unpack_ids(ids), unpack_ids(prompt_ids), finish,
+        None if error is None else from_column(error), prompt_count, count, unpack_floats(logprobs),
+        None if constrained is None else bool(constrained),
+    )  # fmt: skip
 
 
 def list_runs(root: Path | str) -> list[RunSummary]:
     """The runs in a folder of runs, newest first; [] when there is none."""
     folder = Path(root)
     found = folder.iterdir() if folder.is_dir() else ()
-    runs = (_summary(p) for p in found if RUN_ID.fullmatch(p.name) and (p / FILE_NAME).is_file())
+    runs = (_summary(p) for p in found if RUN_ID.fullmatch(p.name) and not p.is_symlink() and (p / FILE_NAME).is_file())
     return sorted(runs, key=lambda run: (run.started, run.id), reverse=True)
 
 
 def _summary(path: Path) -> RunSummary:
     try:
         with RunReader.open(path) as run:
-            games = run.games()
-            done = sum(end is not None for _, end in games)
-            return RunSummary(path.name, run.status, run.started, len(games), done)
+            return RunSummary(path.name, run.status, run.started, *run.counts())
     except StoreError:
         return RunSummary(path.name, "unreadable", "")
 
 
-def _step(game: int, row: tuple[Any, ...]) -> Step:
-    number, decision, action, reward, total, observation, picture, legal = row
-    texts = from_column(observation), from_column(picture)
-    return Step(game, number, _decision(decision), from_column(action), reward, total, *texts, legal=bool(legal))
+_GAME_COLUMNS = "game, start, observation, picture, optimal_return, outcome, total_return, steps"
 
 
-def _decision(text: str) -> Decision:
-    try:
-        return codec.loads(text, Decision)
-    except codec.CodecError as error:
-        raise StoreError(f"A recorded decision cannot be read: {error}") from error
-
-
-def _connect(file: Path) -> sqlite3.Connection:
-    """A read-only connection. A finished run in a folder that cannot be written is opened as immutable,
-    because SQLite would want to create the shared-memory file beside it.
-    """
-    uri = f"file:{quote(str(file.resolve()))}?mode=ro"
-    connection = sqlite3.connect(uri, uri=True, timeout=10, isolation_level=None)
-    try:
-        connection.execute("PRAGMA user_version").fetchone()
-    except sqlite3.OperationalError:
-        connection.close()
-        log = file.with_name(f"{file.name}-wal")
-        if log.is_file() and log.stat().st_size:
-            raise
-        connection = sqlite3.connect(f"{uri}&immutable=1", uri=True, isolation_level=None)
-    return connection
-
-
-@contextmanager
-def _readable(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except (sqlite3.Error, ValueError, OSError) as error:
-        if isinstance(error, StoreError):
-            raise
-        raise StoreError(f"The record '{file}' cannot be read ({error}).") from error
+def _game(row: tuple[Any, ...]) -> tuple[GameStart, GameEnd | None]:
+    game, start, observation, picture, optimum, outcome, total, steps = row
+    begun = GameStart(game, from_column(start), from_column(observation), from_column(picture), optimum)
+    return begun, None if outcome is None else GameEnd(game, total, steps, outcome)

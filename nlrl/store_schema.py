@@ -2,36 +2,46 @@
 
 Texts are content-addressed: `texts.hash` is the SHA-256 of the UTF-8 text, and a call names its reply, its
 constraint and its list of messages by such hashes, so a prompt that a thousand calls share is stored once.
+`calls.key` is the identity of a question (see `call_key`): an answer is looked up by it when a run is resumed.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import sys
+import zlib
 from array import array
 from collections.abc import Sequence
+from functools import lru_cache
 
+from nlrl import codec
+from nlrl.engine.base import Constraint, Request
 from nlrl.errors import ConfigError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FILE_NAME = "run.sqlite"
+LOCK_NAME = "run.lock"
 RUN_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
+"""Names that some file systems take for devices."""
 
 TABLES = """
 CREATE TABLE run (
     id TEXT PRIMARY KEY, config TEXT NOT NULL, seed INTEGER NOT NULL, versions TEXT NOT NULL, engine TEXT NOT NULL,
-    started TEXT NOT NULL, finished TEXT, status TEXT NOT NULL);
+    started TEXT NOT NULL, finished TEXT, status TEXT NOT NULL, identity TEXT NOT NULL, seconds REAL NOT NULL);
 CREATE TABLE prompts (
     prompt_set TEXT NOT NULL, name TEXT NOT NULL, hash TEXT NOT NULL, text TEXT NOT NULL,
     PRIMARY KEY (prompt_set, name, hash));
 CREATE TABLE texts (hash TEXT PRIMARY KEY, text TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE message_lists (hash TEXT PRIMARY KEY, messages TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE calls (
-    number INTEGER PRIMARY KEY, game INTEGER, step INTEGER, role TEXT, action TEXT, variation INTEGER,
-    attempt INTEGER, messages_hash TEXT NOT NULL, constraint_hash TEXT, temperature REAL NOT NULL,
-    top_p REAL NOT NULL, max_tokens INTEGER NOT NULL, seed INTEGER, reply_hash TEXT NOT NULL,
-    finish_reason TEXT NOT NULL, error TEXT, prompt_token_ids BLOB NOT NULL, token_ids BLOB NOT NULL,
+    number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, game INTEGER, step INTEGER, role TEXT, action TEXT,
+    variation INTEGER, ply INTEGER NOT NULL, attempt INTEGER, messages_hash TEXT NOT NULL, constraint_hash TEXT,
+    temperature REAL NOT NULL, top_p REAL NOT NULL, max_tokens INTEGER NOT NULL, seed INTEGER,
+    with_logprobs INTEGER NOT NULL, reply_hash TEXT NOT NULL, finish_reason TEXT NOT NULL, error TEXT,
+    constrained INTEGER, prompt_token_ids BLOB NOT NULL, token_ids BLOB NOT NULL, logprobs BLOB NOT NULL,
     prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, seconds REAL NOT NULL,
     failure_kind TEXT, failure_reason TEXT, failure_reply_hash TEXT);
 CREATE INDEX calls_of_a_decision ON calls (game, step);
@@ -41,21 +51,32 @@ CREATE TABLE games (
 CREATE TABLE steps (
     game INTEGER NOT NULL, step INTEGER NOT NULL, action TEXT NOT NULL, reward REAL NOT NULL,
     total_return REAL NOT NULL, observation TEXT NOT NULL, picture TEXT NOT NULL, legal INTEGER NOT NULL,
-    decision TEXT NOT NULL, PRIMARY KEY (game, step));
-CREATE TABLE metrics (number INTEGER PRIMARY KEY, name TEXT NOT NULL, value REAL NOT NULL);
+    decision BLOB NOT NULL, PRIMARY KEY (game, step));
+CREATE TABLE evaluations (
+    game INTEGER NOT NULL, step INTEGER NOT NULL, action TEXT NOT NULL, variation INTEGER NOT NULL,
+    source TEXT NOT NULL, number REAL, text_hash TEXT NOT NULL,
+    PRIMARY KEY (game, step, action, variation)) WITHOUT ROWID;
+CREATE TABLE examples (
+    id TEXT PRIMARY KEY, role TEXT NOT NULL, messages_hash TEXT NOT NULL, target_hash TEXT NOT NULL,
+    target_token_ids BLOB NOT NULL, weight REAL NOT NULL) WITHOUT ROWID;
+CREATE TABLE checkpoints (
+    name TEXT PRIMARY KEY, files TEXT NOT NULL, created TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE metrics (
+    name TEXT NOT NULL, step INTEGER NOT NULL, value REAL NOT NULL, PRIMARY KEY (name, step)) WITHOUT ROWID;
 CREATE TABLE results (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
+"""`evaluations.variation` is -1 for the Q^L of an action, else the number of the look-ahead whose leaf is evaluated."""
 
 CALL_COLUMNS = (
-    "game, step, role, action, variation, attempt, messages_hash, constraint_hash, temperature, top_p, max_tokens, "
-    "seed, reply_hash, finish_reason, error, prompt_token_ids, token_ids, prompt_tokens, completion_tokens, seconds, "
-    "failure_kind, failure_reason, failure_reply_hash"
+    "key, game, step, role, action, variation, ply, attempt, messages_hash, constraint_hash, temperature, top_p, "
+    "max_tokens, seed, with_logprobs, reply_hash, finish_reason, error, constrained, prompt_token_ids, token_ids, "
+    "logprobs, prompt_tokens, completion_tokens, seconds, failure_kind, failure_reason, failure_reply_hash"
 )
 
 
 def check_run_id(run_id: str) -> str:
     """`run_id` itself; raises `ConfigError` when it could not be a plain folder name everywhere."""
-    if not RUN_ID.fullmatch(run_id):
+    if not RUN_ID.fullmatch(run_id) or _DEVICES.fullmatch(run_id) or run_id.endswith("."):
         raise ConfigError(
             f"The run id {run_id[:80]!r} cannot be used: 1 to 64 of a-z, 0-9, '.', '_' and '-', "
             "beginning with a letter or digit."
@@ -63,9 +84,49 @@ def check_run_id(run_id: str) -> str:
     return run_id
 
 
+def call_key(request: Request, model: str) -> str:
+    """What makes a question this one and no other; its SHA-256 in hex.
+
+    Everything that decides the answer is in it, and the call's place in the run, which is the index of the sample:
+    the same prompt asked twice at a temperature is two questions. `model` says who answers (`EngineInfo.fingerprint`).
+    """
+    sampling, constraint = request.sampling, request.constraint
+    parts = (
+        model,
+        list_text(messages_of(request)),
+        "" if constraint is None else constraint_text(constraint),
+        repr((sampling.temperature, sampling.top_p, sampling.max_tokens, sampling.seed, sampling.logprobs)),
+        "" if request.call is None else codec.dumps(request.call),
+    )
+    return sha256_text("\n".join(parts))
+
+
+def messages_of(request: Request) -> tuple[tuple[str, str], ...]:
+    """A request's messages as (role, content)."""
+    return tuple((message.role, message.content) for message in request.messages)
+
+
+def list_text(messages: Sequence[tuple[str, str]]) -> str:
+    """A list of messages as the record has it: each one's role with the hash of its text."""
+    return json.dumps([[role, sha256_text(content)] for role, content in messages], separators=(",", ":"))
+
+
+@lru_cache(maxsize=4096)
+def constraint_text(constraint: Constraint) -> str:
+    """A constraint as JSON; a run has few different ones."""
+    return codec.dumps(constraint)
+
+
 def sha256_text(text: str) -> str:
     """Hex digest of a text; lone surrogates, which a model may send inside JSON, are hashed as they are."""
+    return _sha256(text) if len(text) > 4096 else _remembered_sha256(text)
+
+
+def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+_remembered_sha256 = lru_cache(maxsize=4096)(_sha256)
 
 
 def to_column(text: str) -> str | bytes:
@@ -82,14 +143,33 @@ def from_column(value: str | bytes) -> str:
     return value if isinstance(value, str) else value.decode("utf-8", "surrogatepass")
 
 
+def pack_text(text: str) -> bytes:
+    """A long ASCII text, compressed: a decision repeats its histories and evaluations many times."""
+    return zlib.compress(text.encode("ascii"), 1)
+
+
+MOST_TEXT = 1 << 28
+"""Longest text that is unpacked; a few bytes from a stranger can stand for gigabytes."""
+
+
+def unpack_text(value: bytes) -> str:
+    """The text that `pack_text` packed; raises `ValueError` when it is none, or longer than `MOST_TEXT`."""
+    unpacker = zlib.decompressobj()
+    try:
+        text = unpacker.decompress(value, MOST_TEXT)
+    except zlib.error as error:
+        raise ValueError(f"a packed text is damaged: {error}") from None
+    if unpacker.unconsumed_tail or not unpacker.eof:
+        raise ValueError("a packed text is too long or cut off")
+    return text.decode("ascii")
+
+
 def pack_ids(ids: Sequence[int]) -> bytes:
     """Token ids as little-endian unsigned integers behind one byte that states their width, 2 or 4."""
     if not ids:
         return b""
     packed = array("H" if max(ids) < 1 << 16 else "I", ids)
-    if sys.byteorder == "big":
-        packed.byteswap()
-    return bytes((packed.itemsize,)) + packed.tobytes()
+    return bytes((packed.itemsize,)) + _little_endian(packed).tobytes()
 
 
 def unpack_ids(blob: bytes) -> tuple[int, ...]:
@@ -100,6 +180,22 @@ def unpack_ids(blob: bytes) -> tuple[int, ...]:
         raise ValueError(f"Token ids of {blob[0]} bytes each were never written.")
     ids = array("H" if blob[0] == 2 else "I")
     ids.frombytes(blob[1:])
+    return tuple(_little_endian(ids))
+
+
+def pack_floats(values: Sequence[float]) -> bytes:
+    """Numbers as little-endian doubles: an answer read back is the very answer that was given."""
+    return _little_endian(array("d", values)).tobytes()
+
+
+def unpack_floats(blob: bytes) -> tuple[float, ...]:
+    """The numbers that `pack_floats` packed."""
+    values = array("d")
+    values.frombytes(blob)
+    return tuple(_little_endian(values))
+
+
+def _little_endian(values: array) -> array:
     if sys.byteorder == "big":
-        ids.byteswap()
-    return tuple(ids)
+        values.byteswap()
+    return values

@@ -37,7 +37,7 @@ def truncate_history(history: Sequence[str], items: int) -> History:
 
 @dataclass(frozen=True, slots=True)
 class CallId:
-    """Where a call of the language model belongs in a run."""
+    """Where a call of the language model belongs in a run. No two calls of a run share one: it tells samples apart."""
 
     game: int
     """Number of the game in the run, from 0."""
@@ -47,7 +47,9 @@ class CallId:
     action: str | None = None
     """The candidate action the call is about; None for policy and improve."""
     variation: int | None = None
-    """The look-ahead's number 0..K-1, and for a language roll-out policy K * ply + number; None otherwise."""
+    """The look-ahead's number 0..K-1, or of the draw when the roll-out policy is asked; None otherwise."""
+    ply: int = 0
+    """Moves already made in the look-ahead when the roll-out policy is asked; 0 otherwise."""
     attempt: int = 0
     """0 for the first question, 1.. for re-asks after a bad reply."""
 
@@ -131,6 +133,22 @@ class Decision:
     """None when every attempt failed: the game is then forfeited, which is recorded as such."""
     failures: tuple[Failure, ...] = ()
     calls: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One pair that a model is to be trained on."""
+
+    id: str
+    """Names it in its run, so that a resumed run does not store it twice."""
+    role: Role
+    messages: tuple[tuple[str, str], ...]
+    """(role, content) of the prompt."""
+    target: str
+    """The reply to be learned."""
+    target_token_ids: tuple[int, ...] = ()
+    """The reply as the engine drew it; training on re-tokenised text would train on other tokens."""
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,8 @@ class Sampling:
     max_tokens: int = 256
     seed: int | None = None
     """Seed of this request; engines that cannot seed a request ignore it and say so in `describe()`."""
+    logprobs: bool = False
+    """Whether the probabilities of the drawn tokens are wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class Request:
     sampling: Sampling
     constraint: Constraint | None = None
     call: CallId | None = None
-    """For the record only; it never changes the answer."""
+    """For the record only; it never changes the answer. What tells two samples apart is `sampling.seed`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,10 @@ class Completion:
     """One sentence, with finish_reason "error": this request failed for good, the others did not."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    logprobs: tuple[float, ...] = ()
+    """Natural logarithm of the probability of each of `token_ids`, when they were asked for."""
+    constrained: bool | None = None
+    """Whether the engine held the reply to its constraint; False when it cannot or did not, None without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +85,8 @@ class EngineInfo:
     versions: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     """Plain sentences about limits that matter to the reader of a run ("requests cannot be seeded one by one")."""
+    fingerprint: str = ""
+    """Changes with whatever decides the model's answers: weights, configuration, tokenizer, chat template."""
 
 
 @runtime_checkable

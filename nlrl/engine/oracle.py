@@ -7,6 +7,7 @@ without any model. It reads nothing but the prompt's text.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -23,7 +24,7 @@ class OracleEngine:
     Args:
         values: V of a state, by the observation's text without its final newline.
         policy: action probabilities of a state, by the same key; states that are missing are played uniformly.
-        seed: of the policy's draws.
+        seed: of the policy's draws; a request that has a seed of its own is drawn with that one.
     """
 
     prompt_set = "arithmetic"
@@ -37,16 +38,18 @@ class OracleEngine:
 
     async def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """One exact answer a request."""
-        return [self._answer(request.messages[-1].content) for request in requests]
+        return [self._answer(request.messages[-1].content, request.sampling.seed) for request in requests]
 
     def describe(self) -> EngineInfo:
         """The oracle's card."""
-        return EngineInfo("oracle", f"table of {len(self._values)} values", "cpu")
+        tables = repr((sorted(self._values.items()), sorted((key, dict(p)) for key, p in self._policy.items())))
+        fingerprint = hashlib.sha256(tables.encode()).hexdigest()
+        return EngineInfo("oracle", f"table of {len(self._values)} values", "cpu", fingerprint=fingerprint)
 
     async def close(self) -> None:
         """Nothing to free."""
 
-    def _answer(self, prompt: str) -> Completion:
+    def _answer(self, prompt: str, seed: int | None) -> Completion:
         role, *lines = prompt.split("\n")
         match role:
             case "value":
@@ -58,7 +61,7 @@ class OracleEngine:
             case "improve":
                 text = _argmax(lines)
             case "policy":
-                text = f"table: {self._draw(lines[-1], lines[0].removeprefix('actions ').split(', '))}"
+                text = f"table: {self._draw(lines[-1], lines[0].removeprefix('actions ').split(', '), seed)}"
             case _:
                 raise EngineError(
                     f"The oracle reads the prompt set 'arithmetic' only, not a prompt beginning '{role[:40]}'."
@@ -70,10 +73,11 @@ class OracleEngine:
             raise EngineError(f"The oracle's table has no value for the state '{observation[:120]}'.")
         return self._values[observation]
 
-    def _draw(self, observation: str, actions: list[str]) -> str:
+    def _draw(self, observation: str, actions: list[str], seed: int | None) -> str:
         weights = self._policy.get(observation) or dict.fromkeys(actions, 1.0)
         total = sum(weights.values())
-        return str(self._rng.choice(list(weights), p=[w / total for w in weights.values()]))
+        rng = self._rng if seed is None else np.random.default_rng(seed)
+        return str(rng.choice(list(weights), p=[w / total for w in weights.values()]))
 
 
 def _reward_plus_value(line: str) -> float:

@@ -54,7 +54,7 @@ def language_policy(ask: Asker, history_items: int) -> NextActions:
         answers = await ask.ask(
             [
                 Question(
-                    replace(b.call, role="policy"),
+                    replace(b.call, role="policy", ply=len(b.look.actions)),
                     {"history": history_text(truncate_history(b.look.history, history_items))},
                     b.env.legal_actions,
                 )

@@ -1,22 +1,27 @@
+import math
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
-import time
+import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from nlrl import store_schema
 from nlrl.engine.base import Completion, Constraint, EngineInfo, Message, Request, Sampling
 from nlrl.errors import ConfigError, StoreError
-from nlrl.store import RunReader, RunStore, list_runs, new_run_id
-from nlrl.store_schema import FILE_NAME, pack_ids, unpack_ids
+from nlrl.store import Manifest, RunReader, RunStore, Totals, list_runs, new_run_id
+from nlrl.store_schema import FILE_NAME, call_key, pack_ids, unpack_ids
 from nlrl.types import (
     CallId,
     Candidate,
     Decision,
     Event,
+    Example,
     Failure,
     GameEnd,
     GameStart,
@@ -28,12 +33,13 @@ from nlrl.types import (
 )
 
 ENGINE = EngineInfo("scripted", "script", "none", {"vllm": "0.32.0"}, ("Requests cannot be seeded.",))
+EXAMPLE = Example("0/0/policy", "policy", (("system", "You walk."), ("user", "?")), "move up", (3, 70_000), 0.5)
 HOSTILE = "move [up] \x1b[2J\x00 \ud83d lone"
 
 
 def create(root: Path, run_id: str = "maze-1") -> RunStore:
-    config = {"game": "maze", "seeds": [1, 2]}
-    return RunStore.create(root, run_id, config=config, seed=7, versions={"python": "3.11"}, engine=ENGINE)
+    manifest = Manifest({"game": "maze", "seeds": [1, 2]}, 7, {"python": "3.11"}, ENGINE, {"code": "c0de"})
+    return RunStore.create(root, run_id, manifest)
 
 
 def game(number: int) -> list[Event]:
@@ -52,21 +58,29 @@ def record_many_games(store: RunStore) -> None:
     for number in range(1, 500):
         for event in game(number):
             store.record_event(event)
-        store.flush()
 
 
 def calls() -> list[tuple[Request, Completion, Failure | None, float]]:
-    sampling, place = Sampling(0.7, 0.9, 30, 11), CallId(0, 1, "value", "move up", 3, 1)
+    sampling, place = Sampling(0.7, 0.9, 30, 11, True), CallId(0, 1, "value", "move up", 3, 2, 1)
     messages = (Message("system", "You walk."), Message("user", HOSTILE))
     plain = Request(messages, Sampling())
     tight = Request(messages, sampling, Constraint("choice", ("move up", "move down")), place)
-    cut = Completion("mov", (1, 70_000), (1, 2, 3), "length", None, 3, 2)
+    again = replace(tight, call=replace(place, attempt=2))
+    cut = Completion("mov", (1, 70_000), (1, 2, 3), "length", None, 3, 2, (-0.1, -math.inf), False)
     broken = Completion("", finish_reason="error", error="The server answered 500.")
     return [
-        (plain, Completion("fine", (5,), (1,), "stop", None, 1, 1), None, 0.25),
+        (plain, Completion("fine", (5,), (1,), "stop", None, 1, 1, (), True), None, 0.25),
         (tight, cut, Failure(place, "cut", "cut at 2 tokens", "mov"), 0.5),
-        (tight, broken, Failure(place, "engine", "no reply", HOSTILE), 1.0),
+        (again, broken, Failure(replace(place, attempt=2), "engine", "no reply", HOSTILE), 1.0),
     ]
+
+
+def record_calls(store: RunStore, round_: int = 0) -> None:
+    for request, completion, failure, seconds in calls():
+        key = f"{round_}-{call_key(request, 'model')}"
+        store.record_call(key, request, completion, seconds)
+        if failure is not None:
+            store.record_failure(key, failure)
 
 
 def test_the_very_records_come_back(tmp_path: Path) -> None:
@@ -74,11 +88,12 @@ def test_the_very_records_come_back(tmp_path: Path) -> None:
     for number in (0, 1):
         for event in game(number):
             store.record_event(event)
-    for call in calls():
-        store.record_call(*call)
+    record_calls(store)
     store.record_prompts([("compact", "policy", "ab12", "Go $where.")] * 2)
-    store.record_metric("return", -5.0)
-    store.record_metric("return", -6.0)
+    store.record_metric("return", 0, -5.0)
+    store.record_metric("return", 1, -6.0)
+    store.record_example(EXAMPLE)
+    store.record_checkpoint("round-1", {"model.safetensors": "ab"})
     store.finish("finished", {"mean_return": -5.0, "table": [1, 2]})
     with RunReader.open(store.path) as run:
         assert [run.events(number) for number in (0, 1)] == [game(0), game(1)]
@@ -86,6 +101,9 @@ def test_the_very_records_come_back(tmp_path: Path) -> None:
         assert (run.id, run.seed, run.status) == ("maze-1", 7, "finished")
         assert run.config == {"game": "maze", "seeds": [1, 2]}
         assert (run.versions, run.engine) == ({"python": "3.11"}, ENGINE)
+        assert run.identity == {"code": "c0de"}
+        assert list(run.examples()) == [EXAMPLE]
+        assert run.checkpoints() == {"round-1": {"model.safetensors": "ab"}}
         assert run.results == {"mean_return": -5.0, "table": [1, 2]}
         assert run.metrics == {"return": [-5.0, -6.0]}
         assert run.prompts() == [("compact", "policy", "ab12", "Go $where.")]
@@ -96,8 +114,8 @@ def test_the_very_records_come_back(tmp_path: Path) -> None:
 
 def test_texts_are_stored_once(tmp_path: Path) -> None:
     store = create(tmp_path)
-    for _ in range(20):
-        store.record_call(*calls()[0])
+    for number in range(20):
+        store.record_call(str(number), *calls()[0][:2], 0.0)
     store.close()
     with sqlite3.connect(store.path / FILE_NAME) as db:
         assert db.execute("SELECT count(*) FROM calls").fetchone() == (20,)
@@ -108,24 +126,11 @@ def test_texts_are_stored_once(tmp_path: Path) -> None:
 def test_a_run_is_readable_while_it_goes_on(tmp_path: Path) -> None:
     store = create(tmp_path)
     store.record_event(game(0)[0])
-    store.flush()
     with RunReader.open(store.path) as run:
         assert run.events(0) == game(0)[:1]
         assert run.status == "running"
         store.record_event(game(0)[1])
-        store.flush()
         assert run.events(0) == game(0)[:2]
-    store.close()
-
-
-def test_rows_are_committed_within_the_batch_time_without_further_calls(tmp_path: Path) -> None:
-    store = create(tmp_path)
-    store.record_event(game(0)[0])
-    with RunReader.open(store.path) as run:
-        deadline = time.monotonic() + 10
-        while not run.games() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert len(run.games()) == 1
     store.close()
 
 
@@ -133,13 +138,12 @@ WRITER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_store import create, calls, game
+from test_store import create, game, record_calls
 store = create(Path(sys.argv[1]))
 number = 0
 while True:
     for event in game(number): store.record_event(event)
-    for call in calls(): store.record_call(*call)
-    store.flush()
+    record_calls(store, number)
     print(number, flush=True)
     number += 1
 """
@@ -200,13 +204,12 @@ def test_a_full_disk_is_reported_and_what_was_written_stays(tmp_path: Path) -> N
     store = create(tmp_path)
     for event in game(0):
         store.record_event(event)
-    store.flush()
     # max_page_count makes SQLite fail exactly as a full disk does (SQLITE_FULL).
-    store._queue.put(("PRAGMA max_page_count = 1", ()))
-    with pytest.raises(StoreError, match=r"full.*free space"):
+    store._file._db.execute("PRAGMA max_page_count = 1")
+    with pytest.raises(StoreError, match=r"full.*free space") as caught:
         record_many_games(store)
-    with pytest.raises(StoreError, match="full"):
-        store.finish()
+    assert caught.value.exit_code == 3
+    store.close()
     with RunReader.open(store.path) as run:
         assert run.events(0) == game(0)
 
@@ -216,7 +219,121 @@ def test_a_closed_record_takes_no_more(tmp_path: Path) -> None:
     store.close()
     store.close()
     with pytest.raises(StoreError, match="closed already"):
-        store.record_metric("x", 1.0)
+        store.record_metric("x", 0, 1.0)
+
+
+def test_a_resumed_record_knows_its_answers_and_its_totals(tmp_path: Path) -> None:
+    store = create(tmp_path)
+    record_calls(store)
+    store.finish("interrupted", seconds=2.5)
+    again = RunStore.resume(tmp_path, "maze-1")
+    record_calls(again)
+    for request, completion, _, _ in calls():
+        assert again.answer(f"0-{call_key(request, 'model')}") == completion
+    assert again.answer("0-none") is None
+    assert again.totals == Totals(3, 4, 3, 2.5, {"cut": 1, "engine": 1}, 1)
+    again.close()
+    with RunReader.open(store.path) as run:
+        assert (run.status, run.finished) == ("running", None)
+        assert sum(1 for _ in run.calls()) == 3
+
+
+def test_what_is_recorded_again_must_be_the_same(tmp_path: Path) -> None:
+    store = create(tmp_path)
+    for _ in range(2):
+        for event in game(0):
+            store.record_event(event)
+    other = replace(game(0)[1], action="move down")
+    with pytest.raises(StoreError, match=r"another course than recorded \(steps, game 0, step 0\)"):
+        store.record_event(other)
+    with pytest.raises(StoreError, match="another course"):
+        store.record_event(replace(game(0)[0], picture="."))
+    store.close()
+    with RunReader.open(store.path) as run:
+        assert run.events(0) == game(0)
+
+
+def test_a_run_has_one_writer(tmp_path: Path) -> None:
+    store = create(tmp_path)
+    with pytest.raises(StoreError, match="Another process"):
+        RunStore.resume(tmp_path, "maze-1")
+    store.close()
+    RunStore.resume(tmp_path, "maze-1").close()
+
+
+def test_evaluations_can_be_queried(tmp_path: Path) -> None:
+    store = create(tmp_path)
+    for event in game(0):
+        store.record_event(event)
+    store.close()
+    with RunReader.open(store.path) as run:
+        query = "SELECT action, variation, number, text FROM evaluations JOIN texts ON hash = text_hash"
+        assert run.rows(query) == [("move up", k, -7.5, "far: -7.5") for k in (-1, 0)]
+
+
+OLD = Path(__file__).parent / "data" / "run_v1.sqlite"
+
+
+def old_calls() -> list[tuple[Request, Completion, Failure | None, float]]:
+    """As version 1 recorded them: no log-probabilities, no plies, no word on constraints."""
+    place = CallId(0, 1, "value", "move up", 3, attempt=1)
+    plain, tight, _ = calls()
+    request = replace(tight[0], call=place, sampling=replace(tight[0].sampling, logprobs=False))
+    cut, broken = Completion("mov", (1, 70_000), (1, 2, 3), "length", None, 3, 2), calls()[2][1]
+    return [
+        (plain[0], replace(plain[1], constrained=None), None, 0.25),
+        (request, cut, Failure(place, "cut", "cut at 2 tokens", "mov"), 0.5),
+        (request, broken, Failure(place, "engine", "no reply", HOSTILE), 1.0),
+    ]
+
+
+def test_records_of_version_1_open_and_stay_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "maze-1").mkdir()
+    file = Path(shutil.copy(OLD, tmp_path / "maze-1" / FILE_NAME))
+    with RunReader.open(file.parent) as run:
+        assert not run.is_current
+        assert [run.events(number) for number in (0, 1)] == [game(0), game(1)]
+        assert [(c.request, c.completion, c.failure, c.seconds) for c in run.calls()] == old_calls()
+        assert (run.id, run.seed, run.status, run.identity) == ("maze-1", 7, "finished", {})
+        assert run.metrics == {"return": [-5.0, -6.0]}
+        assert run.results == {"mean_return": -5.0, "table": [1, 2]}
+        assert run.prompts() == [("compact", "policy", "ab12", "Go $where.")]
+    assert [one.status for one in list_runs(tmp_path)] == ["finished"]
+    with pytest.raises(StoreError, match="older nlrl"):
+        RunStore.resume(tmp_path, "maze-1")
+    assert file.read_bytes() == OLD.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TRIGGER t AFTER INSERT ON games BEGIN DELETE FROM run; END",
+        "CREATE VIEW v AS SELECT 1",
+        "CREATE TABLE extra (x)",
+        "ALTER TABLE run ADD COLUMN more TEXT",
+        "ALTER TABLE run ADD COLUMN more TEXT AS (hex(zeroblob(100000000)))",
+        "DROP TABLE texts; CREATE VIEW texts AS SELECT '' AS hash, '' AS text",
+    ],
+)
+def test_a_record_with_tables_of_its_own_is_refused(tmp_path: Path, statement: str) -> None:
+    create(tmp_path).close()
+    with sqlite3.connect(tmp_path / "maze-1" / FILE_NAME) as db:
+        db.executescript(statement)
+    with pytest.raises(StoreError, match="tables are not those"):
+        RunReader.open(tmp_path / "maze-1")
+    assert list_runs(tmp_path)[0].status == "unreadable"
+
+
+def test_a_packed_text_from_a_stranger_cannot_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = create(tmp_path)
+    for event in game(0):
+        store.record_event(event)
+    store.close()
+    monkeypatch.setattr(store_schema, "MOST_TEXT", 1 << 20)
+    with sqlite3.connect(store.path / FILE_NAME) as db:
+        db.execute("UPDATE steps SET decision = ?", (zlib.compress(b" " * (8 << 20)),))
+    with RunReader.open(store.path) as run, pytest.raises(StoreError, match="too long"):
+        run.events(0)
 
 
 def test_what_is_no_record_is_refused_in_one_sentence(tmp_path: Path) -> None:
@@ -236,7 +353,7 @@ def test_what_is_no_record_is_refused_in_one_sentence(tmp_path: Path) -> None:
 
 def test_damage_inside_a_record_is_found(tmp_path: Path) -> None:
     store = create(tmp_path)
-    store.record_call(*calls()[0])
+    record_calls(store)
     for event in game(0):
         store.record_event(event)
     store.close()

@@ -1,0 +1,162 @@
+"""A record for other tools: Parquet tables, chat conversations as JSON lines, and a digest to compare two runs by."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nlrl.errors import ConfigError, StoreError
+from nlrl.store_reader import RunReader
+from nlrl.store_schema import from_column, unpack_floats, unpack_ids, unpack_text
+
+LASTING = {
+    "run": "config, seed, versions, identity, status",
+    "prompts": "prompt_set, name, hash, text",
+    "games": "game, start, observation, picture, optimal_return, outcome, total_return, steps",
+    "steps": "game, step, action, reward, total_return, observation, picture, legal, decision",
+    "evaluations": "game, step, action, variation, source, number, text_hash",
+    "calls": (
+        "key, game, step, role, action, variation, ply, attempt, messages_hash, constraint_hash, temperature, top_p, "
+        "max_tokens, seed, with_logprobs, reply_hash, finish_reason, error, constrained, prompt_token_ids, token_ids, "
+        "logprobs, prompt_tokens, completion_tokens, failure_kind, failure_reason, failure_reply_hash"
+    ),
+    "message_lists": "hash, messages",
+    "texts": "hash, text",
+    "examples": "id, role, messages_hash, target_hash, target_token_ids, weight",
+    "checkpoints": "name, files",
+    "metrics": "name, step, value",
+}
+"""The columns of a record that repeat when a run does: all but times, the order of arrival and where the engine was.
+Each table's rows are named by its first columns."""
+REPEATED_RESULTS = ("rows", "failures")
+
+TABLES = {
+    "games": ("game, start, observation, picture, optimal_return, outcome, total_return, steps", {}),
+    "steps": (
+        "game, step, action, reward, total_return, observation, picture, legal, decision",
+        {"decision": unpack_text},
+    ),
+    "evaluations": (
+        "game, step, action, variation, source, number, (SELECT text FROM texts WHERE hash = text_hash) AS text",
+        {},
+    ),
+    "calls": (
+        "number, key, game, step, role, action, variation, ply, attempt, temperature, top_p, max_tokens, seed, "
+        "(SELECT messages FROM message_lists WHERE hash = messages_hash) AS messages, "
+        "(SELECT text FROM texts WHERE hash = constraint_hash) AS constraint_json, "
+        "(SELECT text FROM texts WHERE hash = reply_hash) AS reply, finish_reason, error, constrained, "
+        "prompt_token_ids, token_ids, logprobs, prompt_tokens, completion_tokens, seconds, failure_kind, "
+        "failure_reason",
+        {"prompt_token_ids": unpack_ids, "token_ids": unpack_ids, "logprobs": unpack_floats},
+    ),
+    "texts": ("hash, text", {}),
+    "examples": (
+        "id, role, (SELECT messages FROM message_lists WHERE hash = messages_hash) AS messages, "
+        "(SELECT text FROM texts WHERE hash = target_hash) AS target, target_token_ids, weight",
+        {"target_token_ids": unpack_ids},
+    ),
+    "metrics": ("name, step, value", {}),
+}
+"""What is exported of each table, and how its packed columns are unpacked. `messages` lists (role, hash of a text)."""
+
+
+def lasting_lines(reader: RunReader) -> Iterator[str]:
+    """The record as lines, in an order of their own: the same for two runs with the same seed and the same answers."""
+    for table, columns in LASTING.items():
+        for row in sorted(reader.rows(f"SELECT {columns} FROM {table}"), key=repr):
+            yield json.dumps([table, *map(_plain, row)])
+    results = reader.results
+    for name in REPEATED_RESULTS:
+        yield json.dumps(["results", name, results.get(name)])
+
+
+def digest(reader: RunReader) -> str:
+    """SHA-256 of `lasting_lines`."""
+    found = hashlib.sha256()
+    for line in lasting_lines(reader):
+        found.update(line.encode() + b"\n")
+    return found.hexdigest()
+
+
+def export_chat(reader: RunReader, path: Path) -> int:
+    """Write every usable call as a conversation, one JSON object a line; returns how many.
+
+    The object has `messages` (role and content, the reply last, as trainers read it) and the call's place in the run.
+
+    Raises:
+        StoreError: the file cannot be written.
+    """
+    count = 0
+    with _writing(path), path.open("w", encoding="utf-8", newline="\n") as file:
+        for call in reader.calls():
+            if call.failure is not None or call.completion.finish_reason == "error":
+                continue
+            spoken = [{"role": m.role, "content": m.content} for m in call.request.messages]
+            place = call.request.call
+            where = {} if place is None else {"game": place.game, "step": place.step, "role": place.role}
+            said = {"role": "assistant", "content": call.completion.text}
+            file.write(json.dumps({"messages": [*spoken, said], **where}) + "\n")
+            count += 1
+    return count
+
+
+def export_parquet(reader: RunReader, folder: Path) -> dict[str, int]:
+    """Write the tables as `<table>.parquet` into a folder; returns the number of rows of each.
+
+    Raises:
+        ConfigError: pyarrow is not installed.
+        StoreError: the folder exists and holds something, or cannot be written.
+    """
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ConfigError("Parquet needs pyarrow: pip install 'nlrl[export]', or export to a .jsonl file.") from error
+    counts: dict[str, int] = {}
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise StoreError(f"'{folder}' is not empty; name a new folder.")
+        for table, (columns, unpack) in TABLES.items():
+            names = [name.rpartition(" ")[2] for name in _split(columns)]
+            rows = reader.rows(f"SELECT {columns} FROM {table} ORDER BY 1, 2")
+            arrays = {name: [unpack.get(name, _text)(row[i]) for row in rows] for i, name in enumerate(names)}
+            parquet.write_table(pa.table(arrays), folder / f"{table}.parquet", compression="zstd")
+            counts[table] = len(rows)
+    return counts
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Whatever goes wrong while a file is written, as one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, StoreError):
+            raise
+        raise StoreError(f"'{path}' cannot be written: {error.strerror}.") from error
+
+
+def _split(columns: str) -> list[str]:
+    """Columns of a SELECT at the commas that are in no bracket."""
+    found, depth = [""], 0
+    for char in columns:
+        depth += (char == "(") - (char == ")")
+        if char == "," and depth == 0:
+            found.append("")
+        else:
+            found[-1] += char
+    return [name.strip() for name in found]
+
+
+def _text(value: Any) -> Any:
+    """A text that could not be TEXT holds a lone surrogate, which Parquet cannot hold either."""
+    return from_column(value).encode("utf-8", "replace").decode() if isinstance(value, bytes) else value
+
+
+def _plain(value: Any) -> Any:
+    return value.hex() if isinstance(value, bytes) else value

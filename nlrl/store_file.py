@@ -1,0 +1,190 @@
+"""The SQLite file under a run's record: made whole or not at all, one writer, every change a transaction.
+
+WAL mode, synchronous=NORMAL, and exactly one writing connection, which alone checkpoints (SQLite before 3.51.3 can
+corrupt a WAL that two connections reset at once); a lock that dies with the process keeps a second writer out.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from nlrl.errors import StoreError
+from nlrl.store_schema import FILE_NAME, LOCK_NAME, SCHEMA_VERSION, TABLES, list_text, sha256_text, to_column
+
+KNOWN_TEXTS = 4096
+"""Hashes of texts that need not be offered to the file again; bounded, for runs of any length."""
+
+
+class RunFile:
+    """The open file of a run. One thread, one writer."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        """The run's folder."""
+        self._lock = take_lock(path)
+        self._known: dict[str, None] = {}
+        try:
+            self._db = _connect(path / FILE_NAME, "WAL")
+        except sqlite3.Error as error:
+            os.close(self._lock)
+            raise store_error(path, error) from error
+        self._open = True
+
+    @staticmethod
+    def make(path: Path, run_row: Sequence[Any]) -> None:
+        """Put a new record at `path`: the folder appears with its tables and its row in `run`, or not at all."""
+        if path.exists() or path.is_symlink():
+            raise StoreError(
+                f"A run named '{path.name}' exists already; go on with it by 'nlrl resume {path.name}', or choose "
+                "another id."
+            )
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draft = Path(tempfile.mkdtemp(prefix=f".new-{path.name}-", dir=path.parent))
+            try:
+                draft.chmod(0o755)
+                db = _connect(draft / FILE_NAME, "DELETE")
+                db.executescript(f"BEGIN; {TABLES} PRAGMA user_version = {SCHEMA_VERSION};")
+                db.execute(f"INSERT INTO run VALUES (?{', ?' * (len(run_row) - 1)})", run_row)
+                db.execute("COMMIT")
+                db.close()
+                draft.rename(path)
+            except BaseException:
+                shutil.rmtree(draft, ignore_errors=True)
+                raise
+        except (OSError, sqlite3.Error) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise StoreError(
+                f"The run folder '{path}' cannot be made ({reason}); free space, permit writing, or choose another "
+                "folder with --runs."
+            ) from error
+
+    def read(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Rows of the file."""
+        with self.errors():
+            return self._db.execute(query, values).fetchall()
+
+    @contextmanager
+    def transaction(self, *, durable: bool = False) -> Iterator[sqlite3.Connection]:
+        """All of it is in the file when the block ends, or nothing; `durable` outlives a loss of power too.
+
+        Raises:
+            StoreError: the file cannot be written, or is closed.
+        """
+        if not self._open:
+            raise StoreError(f"The record of the run in '{self.path}' is closed already.")
+        db = self._db
+        with self.errors():
+            if durable:
+                db.execute("PRAGMA synchronous = FULL")
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+                db.execute("COMMIT")
+            except BaseException:
+                self._known.clear()
+                with suppress(sqlite3.Error):  # SQLite rolls back by itself when the disk is full
+                    db.execute("ROLLBACK")
+                raise
+            if durable:
+                db.execute("PRAGMA synchronous = NORMAL")
+
+    def text(self, text: str) -> str:
+        """The hash of a text, which is in the file from now on; within a transaction."""
+        digest = sha256_text(text)
+        if digest not in self._known:
+            self._db.execute("INSERT OR IGNORE INTO texts VALUES (?, ?)", (digest, to_column(text)))
+            self._known[digest] = None
+            if len(self._known) > KNOWN_TEXTS:
+                del self._known[next(iter(self._known))]
+        return digest
+
+    def messages(self, messages: Sequence[tuple[str, str]]) -> str:
+        """The hash of a list of (role, content), which is in the file from now on; within a transaction."""
+        for _, content in messages:
+            self.text(content)
+        listed = list_text(messages)
+        digest = sha256_text(listed)
+        if digest not in self._known:
+            self._db.execute("INSERT OR IGNORE INTO message_lists VALUES (?, ?)", (digest, listed))
+            self._known[digest] = None
+        return digest
+
+    def insert_once(self, table: str, row: Sequence[Any], *, key: int, fixed: int | None = None) -> bool:
+        """Insert a row whose first `key` columns name it, within a transaction; returns whether it is new.
+
+        Raises:
+            StoreError: there is such a row, and it differs in its first `fixed` columns (all by default).
+        """
+        done = self._db.execute(f"INSERT OR IGNORE INTO {table} VALUES (?{', ?' * (len(row) - 1)})", row)
+        if done.rowcount:
+            return True
+        columns = [name for _, name, *_ in self._db.execute(f"PRAGMA table_info({table})")]
+        where = " AND ".join(f"{name} = ?" for name in columns[:key])
+        there = self._db.execute(f"SELECT * FROM {table} WHERE {where}", row[:key]).fetchone()
+        if tuple(there[:fixed]) != tuple(row[:fixed]):
+            place = ", ".join(f"{name} {value}" for name, value in zip(columns[:key], row[:key], strict=True))
+            raise StoreError(
+                f"The run in '{self.path}' took another course than recorded ({table}, {place}): its game or engine "
+                "does not repeat itself; begin a new run with --force-new."
+            )
+        return False
+
+    def close(self) -> None:
+        """Close the file and let go of the lock; safe to call twice."""
+        if self._open:
+            self._open = False
+            try:
+                with self.errors():
+                    self._db.close()
+            finally:
+                os.close(self._lock)
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """SQLite's complaints as one sentence."""
+        try:
+            yield
+        except (sqlite3.Error, OverflowError) as error:  # OverflowError: an integer of more than 64 bits
+            raise store_error(self.path, error) from error
+
+
+def store_error(path: Path, error: Exception) -> StoreError:
+    """The sentence for a record that cannot be written."""
+    return StoreError(
+        f"The run's record in '{path}' cannot be written ({error}); free space or permit writing, then go on with "
+        f"'nlrl resume {path.name}'. What was recorded before is intact."
+    )
+
+
+def _connect(file: Path, journal: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(file, timeout=10, isolation_level=None)
+    try:
+        connection.execute(f"PRAGMA journal_mode = {journal}")
+        connection.execute(f"PRAGMA synchronous = {'NORMAL' if journal == 'WAL' else 'FULL'}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def take_lock(path: Path) -> int:
+    """The open lock file of a run; the system lets go of it when the process ends, however it ends."""
+    try:
+        handle = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise store_error(path, error) from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        raise StoreError(f"Another process is writing the run in '{path}'; wait for it or stop it.") from error
+    return handle
