@@ -1,8 +1,46 @@
-"""Without a GPU, Triton kernels run in Triton's interpreter; the switch must be set before triton is imported."""
+"""Without a GPU, Triton kernels run in Triton's interpreter; the switch must be set before triton is imported.
+
+The tests of `tests/torture` have a short form, which always runs, and a full one, marked `torture`, which runs with
+`--torture` (`make torture`). What they measure is printed as a table at the end.
+"""
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 if shutil.which("nvidia-smi") is None and not any(Path("/dev").glob("nvidia[0-9]*")):
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+ROWS = pytest.StashKey[list[str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--torture", action="store_true", help="run the full figures of tests/torture, not the short ones")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    full = config.getoption("--torture")
+    kept = [item for item in items if not ("torture" in item.path.parts and bool(_is_full(item)) != full)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+    items[:] = kept
+
+
+def _is_full(item: pytest.Item) -> bool:
+    return item.get_closest_marker("torture") is not None
+
+
+@pytest.fixture
+def row(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Adds a line to the table of what was measured."""
+    rows = request.config.stash.setdefault(ROWS, [])
+    return lambda line: rows.append(f"| {request.node.name} | {line} |")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.getoption("--torture") and (rows := config.stash.get(ROWS, [])):
+        terminalreporter.write_sep("-", "what was measured")
+        terminalreporter.write_line("\n".join(["| test | result |", "|---|---|", *rows]))
