@@ -163,7 +163,14 @@ def new_model(backbone: str, vocab_size: int, tokenizer: PreTrainedTokenizerFast
     }
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(shape.pop("model_type"), **shape, **ids))
     _spread_time_scales(model)
+    _normalize(model)
     return model
+
+
+def _normalize(model: PreTrainedModel) -> None:
+    """What a model wants before its first step and after each: nGPT's vectors are of unit length again."""
+    if (normalize := getattr(model, "after_optimizer_step", None)) is not None:
+        normalize()
 
 
 @torch.no_grad()
@@ -190,10 +197,11 @@ def train(
     """Every model takes one step on each batch; says every 100 steps, and at the end, where it stands."""
     begun, tokens, done = time.perf_counter(), 0, 0.0
     for step, batch in enumerate(loader, start=1):
-        lr = config.peak_lr * min(1.0, step / config.warmup) * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
+        lr = config.peak_lr * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
         batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
         for learner in learners:
-            learner.losses.append(_step(learner, batch, lr, config.clip))
+            rise = min(1.0, step / config.warmup) if getattr(learner.model, "wants_warmup", True) else 1.0
+            learner.losses.append(_step(learner, batch, lr * rise, config.clip))
         tokens += batch["input_ids"].numel()
         seconds = time.perf_counter() - begun
         done = max(step / config.steps, seconds / config.max_seconds)
@@ -214,8 +222,7 @@ def _step(learner: Learner, batch: dict[str, torch.Tensor], lr: float, clip: flo
         group["lr"] = lr
     learner.optimizer.step()
     learner.optimizer.zero_grad(set_to_none=True)
-    if (normalize := getattr(learner.model, "after_optimizer_step", None)) is not None:
-        normalize()
+    _normalize(learner.model)
     return loss.detach()
 
 
@@ -228,9 +235,9 @@ def weighted_loss(logits_BTV: torch.Tensor, input_ids_BT: torch.Tensor, weights_
 
 
 def _groups(model: PreTrainedModel, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay on matrices only; never on norms, biases, scales, the scan's A, meta tokens; nor on a normalised model."""
-    if hasattr(model, "after_optimizer_step"):
-        return [{"params": list(model.parameters()), "weight_decay": 0.0}]
+    """Decay on matrices only; never on norms, biases, scales, the scan's A, meta tokens; a model may know better."""
+    if hasattr(model, "parameter_groups"):
+        return model.parameter_groups(weight_decay)
     never = ("A_log", "memory_tokens", "wscale", "wbias")
     decayed = [p for n, p in model.named_parameters() if p.ndim == 2 and not any(word in n for word in never)]
     ids = {id(p) for p in decayed}
