@@ -12,6 +12,9 @@ from nlrl_backbones.common.vllm_compat import SUPPORTED_TEXT, supported
 
 logger = logging.getLogger(__name__)
 
+_SETTINGS = {"BiMambaForCausalLM": "nlrl_backbones.bimamba.vllm_settings:BiMambaSettings"}
+"""Hooks that vLLM runs on an engine's settings, by architecture. Hybrids get theirs without asking."""
+
 
 def register() -> None:
     """Register configurations and served models of all backbones with transformers and vLLM."""
@@ -32,3 +35,12 @@ def register() -> None:
             AutoConfig.register(backbone.model_type, getattr(importlib.import_module(module), name), exist_ok=True)
         if backbone.vllm_model and backbone.architecture not in known:
             ModelRegistry.register_model(backbone.architecture, backbone.vllm_model)
+    _register_settings()
+
+
+def _register_settings() -> None:
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+
+    for architecture, reference in _SETTINGS.items():
+        module, _, name = reference.partition(":")
+        MODELS_CONFIG_MAP.setdefault(architecture, getattr(importlib.import_module(module), name))
