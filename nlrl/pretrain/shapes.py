@@ -1,6 +1,6 @@
 """Shapes of the models in the box: the same number of parameters for every backbone, within three percent.
 
-The vocabulary and the special tokens' ids come from the tokenizer. Every head is tied to the embedding.
+The vocabulary and the special tokens' ids come from the tokenizer. Every head but nGPT's is tied to the embedding.
 """
 
 from __future__ import annotations
@@ -38,6 +38,14 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 4,
         "max_position_embeddings": 4096,
         "tie_word_embeddings": True,
+    },
+    # As the published file has it: an untied head, a feed-forward part of 4 widths, one key head a query head.
+    "ngpt": {
+        "model_type": "ngpt",
+        "n_embd": 128,
+        "n_layer": 6,
+        "n_head": 4,
+        "block_size": 4096,
     },
     "transformer": {
         "model_type": "llama",
