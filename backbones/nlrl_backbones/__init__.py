@@ -69,6 +69,7 @@ BACKBONES: dict[str, Backbone] = {
         boxed="ngpt-tiny",
         prompts="compact",
         paper="Loshchilov et al. 2024, nGPT: Normalized Transformer on the Hypersphere, arXiv 2410.01131",
+        verified="NVIDIA's code on tiny random models, nGPT and GPT: logits, hidden states, greedy text, five steps",
     ),
     "diff": Backbone(
         id="diff",
@@ -80,6 +81,7 @@ BACKBONES: dict[str, Backbone] = {
         boxed="diff-tiny",
         prompts="compact",
         paper="Ye et al. 2024, Differential Transformer, arXiv 2410.05258",
+        verified="Microsoft's attention modules (V1, V2) in tiny random models: logits, hidden states, greedy text",
     ),
     # The same architecture in the layout of transformers, which has configuration and model of its own.
     "diffllama": Backbone(
@@ -92,6 +94,19 @@ BACKBONES: dict[str, Backbone] = {
         boxed="",
         prompts="default",
         paper="Ye et al. 2024, Differential Transformer, arXiv 2410.05258",
+        verified="transformers' DiffLlama on tiny random models: logits, hidden states, gradients, greedy text",
+    ),
+    "bimamba": Backbone(
+        id="bimamba",
+        model_type="bimamba",
+        architecture="BiMambaForCausalLM",
+        config="nlrl_backbones.bimamba.config:BiMambaConfig",
+        model="nlrl_backbones.bimamba.model:BiMambaForCausalLM",
+        vllm_model="nlrl_backbones.bimamba.vllm_model:BiMambaForCausalLM",
+        boxed="bimamba-tiny",
+        prompts="compact",
+        paper="Tang et al. 2024, Bi-Mamba: Towards Accurate 1-Bit State Space Models, arXiv 2411.11843",
+        verified="the official code on a tiny random model: logits, states, greedy text, gradients, a distillation step",
     ),
     # Controls: what every claim is compared with, from the libraries as they are.
     "transformer": Backbone(
