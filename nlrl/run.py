@@ -78,7 +78,15 @@ def build_engine(config: RunConfig, task: Task) -> Engine:
     if wanted.kind == "http":
         if not wanted.base_url:
             raise ConfigError("The http engine needs the server's address: add --base-url http://127.0.0.1:8000/v1.")
-        return make(wanted.base_url, model=wanted.model)
+        settings = registry.resolve("nlrl.engine.http_server:HttpSettings")(
+            wanted.at_once,
+            wanted.http_attempts,
+            wanted.timeout_seconds,
+            wanted.outage_seconds,
+            wanted.requests_per_minute,
+            wanted.tokens_per_minute,
+        )
+        return make(wanted.base_url, model=wanted.model, settings=settings)
     if wanted.kind not in ("vllm", "torch"):
         raise ConfigError(f"Engine '{wanted.kind}' cannot be started from a recipe; use it from Python.")
     return make(registry.resolve_model(wanted.backbone), seed=config.seed)

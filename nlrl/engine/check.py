@@ -20,16 +20,20 @@ SCHEMA = '{"type":"object","properties":{"sure":{"type":"boolean"}},"required":[
 
 
 def obeys(text: str, constraint: Constraint) -> bool:
-    """Whether a whole reply has the form of its constraint; of a JSON schema, only that the reply is JSON."""
+    """Whether a whole reply has the form of its constraint; of a JSON schema, that the reply is JSON, and where it asks
+    for an object, one with the properties it requires.
+    """
     if constraint.kind == "choice":
         return text in constraint.value
     if constraint.kind == "regex":
         return re.fullmatch(str(constraint.value), text) is not None
     try:
-        json.loads(text)
+        value, schema = json.loads(text), json.loads(str(constraint.value))
     except (ValueError, RecursionError):
         return False
-    return True
+    if not isinstance(schema, dict) or schema.get("type") != "object":
+        return True
+    return isinstance(value, dict) and value.keys() >= set(schema.get("required", ()))
 
 
 async def check_engine(engine: Engine) -> None:

@@ -1,15 +1,11 @@
-"""What can go wrong between a client and a server: what is worth asking again, when, and how fast to go on."""
+"""What can go wrong between a client and a server: what is worth asking again, when, and how it is told."""
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-import anyio
 import openai
 from tenacity import RetryCallState, wait_exception, wait_exponential_jitter
 
@@ -22,17 +18,23 @@ class BodyError(Exception):
     """A success status with a body that is no chat completion; one sentence."""
 
 
+class LateError(Exception):
+    """The whole answer was not there in time, though its beginning may have been; one sentence."""
+
+
 def is_retryable(error: BaseException) -> bool:
     """Whether the same request may succeed later: overload, server faults, lost connections, garbled bodies."""
     if isinstance(error, openai.APIStatusError):
         passing = error.status_code in RETRIED_STATUS or error.status_code >= 500
         return passing and retry_after(error) <= LONGEST_WAIT_S
-    return isinstance(error, openai.APIConnectionError | BodyError)
+    return isinstance(error, openai.APIConnectionError | BodyError | LateError)
 
 
-def is_outage(error: BaseException) -> bool:
-    """Whether the server could not be reached at all."""
-    return isinstance(error, openai.APIConnectionError)
+def is_unreachable(error: BaseException) -> bool:
+    """Whether no connection was made at all, so that the server has not seen the request."""
+    # By name: openai 3 moved from httpx to httpx2, and an environment may hold either.
+    cause = type(error.__cause__).__name__
+    return isinstance(error, openai.APIConnectionError) and cause in ("ConnectError", "ConnectTimeout")
 
 
 def retry_after(error: BaseException | None) -> float:
@@ -63,7 +65,7 @@ def explain(error: BaseException) -> str:
     if isinstance(error, openai.APITimeoutError):
         return "The server did not answer in time."
     if isinstance(error, openai.APIConnectionError):
-        return "The server cannot be reached."
+        return "The server cannot be reached." if is_unreachable(error) else "The server broke the connection."
     if isinstance(error, openai.APIStatusError):
         said = _message(error.body)
         return f"The server answered {error.status_code}{': ' + said if said else ''}."
@@ -74,52 +76,3 @@ def _message(body: object) -> str:
     """The server's own words, short; nothing for a page of HTML."""
     found = body.get("message") if isinstance(body, dict) else None
     return " ".join(found.split())[:300].rstrip(".") if isinstance(found, str) else ""
-
-
-class Pace:
-    """How many requests may be in flight: cut by a fifth on a 429, once a second; one more after a full round."""
-
-    CUT = 0.8
-    COOL_DOWN_S = 1.0
-
-    def __init__(self, limit: int) -> None:
-        if limit < 1:
-            raise ValueError("At least one request must be allowed in flight.")
-        self._most = limit
-        self._limiter: anyio.CapacityLimiter | None = None
-        self._allowed = limit
-        self._successes = 0
-        self._cut_at = -math.inf
-
-    @property
-    def allowed(self) -> int:
-        """Requests allowed in flight now."""
-        return self._allowed
-
-    @asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        """Hold one of the places."""
-        if self._limiter is None:
-            self._limiter = anyio.CapacityLimiter(self._allowed)
-        async with self._limiter:
-            yield
-
-    def slow_down(self) -> None:
-        """The server had too much. Answers to requests sent before the last cut say nothing new."""
-        now = time.monotonic()
-        self._successes = 0
-        if now - self._cut_at >= self.COOL_DOWN_S:
-            self._cut_at = now
-            self._set(max(1, int(self._allowed * self.CUT)))
-
-    def speed_up(self) -> None:
-        """An answer came."""
-        self._successes += 1
-        if self._successes >= self._allowed and self._allowed < self._most:
-            self._successes = 0
-            self._set(self._allowed + 1)
-
-    def _set(self, allowed: int) -> None:
-        self._allowed = allowed
-        if self._limiter is not None:
-            self._limiter.total_tokens = allowed

@@ -17,6 +17,8 @@ from nlrl.engine import http_faults
 from nlrl.engine.base import Completion, Constraint, Message, Request, Sampling
 from nlrl.engine.check import check_engine
 from nlrl.engine.http import HttpEngine
+from nlrl.engine.http_pace import Pace
+from nlrl.engine.http_server import HttpSettings
 from nlrl.errors import ConfigError, ContextLengthError, EngineError, UnknownNameError
 
 KEY = "sk-canary-0123456789"
@@ -70,7 +72,7 @@ def script(server: HTTPServer, *responses: Response | Handler, owner: str = "som
 
 def ask(server: HTTPServer, *requests: Request, **settings: Any) -> list[Completion]:
     async def go() -> list[Completion]:
-        engine = HttpEngine(server.url_for("/"), **settings)
+        engine = HttpEngine(server.url_for("/"), settings=HttpSettings(**settings))
         try:
             return await engine.generate(requests or [question()])
         finally:
@@ -218,7 +220,7 @@ def test_other_servers_get_json_schemas_and_ignored_constraints_are_counted(serv
     seen = script(server, answer(reply("I would go up")))
 
     async def go() -> tuple[str, ...]:
-        engine = HttpEngine(server.url_for("/"), concurrency=1)
+        engine = HttpEngine(server.url_for("/"), settings=HttpSettings(1))
         forms = (Constraint("choice", ("up", "down")), Constraint("json", '{"type":"string"}'))
         await engine.generate([question(constraint=form) for form in forms])
         await engine.close()
@@ -228,7 +230,7 @@ def test_other_servers_get_json_schemas_and_ignored_constraints_are_counted(serv
     choice, schema = (json.loads(request.get_data()) for request in seen)
     assert "structured_outputs" not in choice
     assert schema["response_format"]["json_schema"]["schema"] == {"type": "string"}
-    assert any(note.startswith("2 replies ignored") for note in notes)
+    assert any(note.endswith("they were asked under: 1.") for note in notes)
 
 
 def test_a_prompt_that_is_too_long_ends_the_run_in_the_servers_words(server: HTTPServer) -> None:
@@ -272,10 +274,10 @@ def test_an_unreachable_server_is_one_sentence_within_seconds() -> None:
 def test_a_server_that_goes_away_ends_the_run() -> None:
     with HTTPServer() as server:
         script(server, answer(reply()))
-        engine = HttpEngine(server.url_for("/"), attempts=2)
+        engine = HttpEngine(server.url_for("/"), settings=HttpSettings(attempts=2, outage_s=0.6))
 
     async def go() -> None:
-        with pytest.raises(EngineError, match=r"cannot be reached\. Gave up on .* after 2 attempts"):
+        with pytest.raises(EngineError, match=r"No server could be reached at .* resume the run"):
             await engine.generate([question(), question()])
         await engine.close()
         await engine.close()
@@ -360,7 +362,7 @@ def test_a_password_in_the_url_is_refused_without_showing_it() -> None:
 
 def test_the_pace_falls_once_a_second_and_recovers_by_one_a_round() -> None:
     async def go() -> None:
-        pace = http_faults.Pace(10)
+        pace = Pace(10)
         for _ in range(5):
             pace.slow_down()
         assert pace.allowed == 8

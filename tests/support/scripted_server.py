@@ -88,6 +88,11 @@ class ScriptedServer:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
 
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return self._port
+
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         server = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", self._port))
@@ -113,8 +118,8 @@ class ScriptedServer:
                 elif not await self._reply(writer, body):
                     break
                 await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            pass  # the client went, or the server is stopped
         finally:
             writer.close()
 
@@ -165,6 +170,8 @@ async def misbehave(writer: asyncio.StreamWriter, fault: str, reply: dict[str, A
     if fault == "refused content":
         refused = {**reply, "choices": [{**reply["choices"][0], "finish_reason": "content_filter"}]}
         return _send(writer, OK_STATUS, json.dumps(refused).encode())
+    if fault.startswith("redirect "):
+        return _send(writer, "307 Temporary Redirect", b"", f"Location: {fault.split()[1]}/chat/completions\r\n")
     if fault == "reset":
         writer.transport.abort()
         return False

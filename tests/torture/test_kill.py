@@ -1,4 +1,4 @@
-"""A run that is killed again and again ends as if it never had been: row for row, with no answer lost or asked twice."""
+"""A run that is killed again and again ends as if it never had been, with no answer lost or asked twice."""
 
 from pathlib import Path
 
