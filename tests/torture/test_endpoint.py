@@ -1,8 +1,10 @@
 """An endpoint that misbehaves in every way: each call ends as an answer or as a typed failure, and is not overasked."""
 
 import asyncio
+import itertools
 import random
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
@@ -11,7 +13,7 @@ from scripted_server import FAULTS, NEVER_RETRIED, Script, ScriptedServer, chat
 from nlrl.engine import http_faults
 from nlrl.engine.base import Completion, Constraint, Message, Request, Sampling
 from nlrl.engine.http import HttpEngine
-from nlrl.engine.http_pace import REAL, Clock
+from nlrl.engine.http_pace import REAL, Clock, PerMinute
 from nlrl.engine.http_server import HttpSettings
 from nlrl.errors import OutageError
 
@@ -41,9 +43,10 @@ class Faults:
 
     served: dict[str, list[str]] = field(default_factory=dict)
     rng: random.Random = field(default_factory=lambda: random.Random(5))
+    kinds: Iterator[str] = field(default_factory=lambda: itertools.cycle(FAULTS))
 
     def __call__(self, number: int, body) -> str:
-        fault = self.rng.choice(FAULTS) if self.rng.random() < 0.3 else ""
+        fault = next(self.kinds) if self.rng.random() < 0.3 else ""
         self.served.setdefault(body["messages"][-1]["content"], []).append(fault)
         return fault
 
@@ -160,22 +163,37 @@ def test_a_failing_server_is_left_for_another_without_waiting():
     assert len(broken.seen) > 0
 
 
-@pytest.mark.parametrize(("limit", "most"), [("requests_per_minute", 30), ("tokens_per_minute", 3 * 300)])
-def test_limits_a_minute_hold_in_every_minute(limit, most):
+@pytest.mark.parametrize(("amount", "limit"), [(1, 30), (30, 900)])
+def test_limits_a_minute_hold_in_every_minute(amount, limit):
     clock, _ = turned_clock()
-    at: list[float] = []
 
-    def answer(body):
-        at.append(clock.now())
-        return chat("x" * 27)  # 30 tokens as `chat` counts them
+    async def go():
+        window = PerMinute(limit, clock)
+        return [(await asyncio.create_task(window.take(amount))).at for _ in range(100)]
 
-    with ScriptedServer(Script(answer)) as server:
-        ask(server.url, 100, HttpSettings(**{limit: most}), clock)
-    assert len(at) == 100
-    busiest = max(sum(start <= other < start + 60 for other in at) for start in at)
-    assert busiest <= 30
-    if limit == "requests_per_minute":
-        assert at[-1] == 180
+    at = asyncio.run(go())
+    assert max(sum(start <= other < start + 60 for other in at) for start in at) == 30
+    assert at[-1] == 180
+
+
+def test_an_amount_that_was_less_than_feared_makes_room_for_others():
+    clock, _ = turned_clock()
+
+    async def go():
+        window = PerMinute(100, clock)
+        (await window.take(90)).amount = 10
+        return (await window.take(90)).at
+
+    assert asyncio.run(go()) == 0
+
+
+def test_the_engine_keeps_the_limits():
+    clock, slept = turned_clock()
+    with ScriptedServer(Script(lambda body: chat("x"))) as server:
+        ask(server.url, 25, HttpSettings(requests_per_minute=10), clock)
+        assert len(slept) == 2
+        ask(server.url, 2, HttpSettings(tokens_per_minute=300), clock)
+        assert len(slept) == 3
 
 
 @pytest.mark.parametrize("owner", ["vllm", "someone"])
