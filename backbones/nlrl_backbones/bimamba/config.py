@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from transformers import GenerationConfig, PretrainedConfig
 
-SIZES: dict[str, dict[str, int]] = {
+SIZES: dict[str, dict[str, Any]] = {
     "780M": {"d_model": 1536, "n_layer": 48},
     "1.3B": {"d_model": 2048, "n_layer": 48},
     "2.7B": {"d_model": 2560, "n_layer": 64},

@@ -83,7 +83,7 @@ class BiMambaMixer(nn.Module):
         if real_BT is not None:
             xBC = xBC * real_BT[..., None]
         # Autocast would round the scan's float32 products to 16 bits.
-        with torch.autocast(x_BTE.device.type, enabled=False), _keep_float64():
+        with torch.autocast(x_BTE.device.type, enabled=False), _KeepFloat64():
             y = self._scan(wide(xBC), wide(dt), cache, known)
             y = y * F.silu(wide(z))
         return self.out_proj(self.norm(y))
@@ -135,7 +135,7 @@ class BiMambaMixer(nn.Module):
         return y.reshape(batch, tokens, -1)
 
 
-class _keep_float64(TorchFunctionMode):  # noqa: N801  used like a function
+class _KeepFloat64(TorchFunctionMode):
     """Within it, ``x.float()`` leaves a float64 tensor alone: so the library's scan runs in float64 as well."""
 
     def __torch_function__(

@@ -49,9 +49,7 @@ class BiMambaPreTrainedModel(PreTrainedModel):
             self._init_mixer(module)
         elif isinstance(module, RMSNorm):
             init.ones_(module.weight)
-        elif isinstance(module, nn.Embedding):
-            init.normal_(module.weight, std=self.config.initializer_range)
-        elif isinstance(module, nn.Linear):  # a head that is not tied
+        elif isinstance(module, (nn.Embedding, nn.Linear)):  # the one linear layer is a head that is not tied
             init.normal_(module.weight, std=self.config.initializer_range)
 
     def _init_mixer(self, mixer: BiMambaMixer) -> None:
@@ -114,9 +112,11 @@ class BiMambaModel(BiMambaPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
+        """The embedding [V, E], which a tied head shares."""
         return self.embedding
 
     def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace it."""
         self.embedding = value
 
     def forward(
@@ -170,9 +170,11 @@ class BiMambaForCausalLM(BiMambaPreTrainedModel, GenerationMixin):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
+        """The embedding [V, E], which a tied head shares."""
         return self.backbone.embedding
 
     def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace it."""
         self.backbone.embedding = value
 
     def forward(

@@ -176,18 +176,18 @@ class BinaryLinearMethod(LinearMethodBase):
         pairs = torch.stack([rows.masked_fill(elsewhere, -1), columns], dim=1)
         return torch.cat([pairs, pairs.new_tensor([[-1, 0]]).expand(self.zeros - len(pairs), 2)])
 
-    def process_weights_after_loading(self, layer: nn.Module) -> None:
+    def process_weights_after_loading(self, layer: Any) -> None:
         """Form the effective matrix where one is used; after every load, since it depends on all of the tensors."""
         if not self.packed:
             layer.weight.data.copy_(_effective(layer, layer.weight.float()))
         elif dense_on_this_device():
             signs = unpack_signs(layer.weight_packed, layer.wscale.shape[1], getattr(layer, "weight_zeros", None))
-            dense = _effective(layer, signs).to(layer.params_dtype)  # type: ignore[arg-type]
+            dense = _effective(layer, signs).to(layer.params_dtype)
             # Not a parameter: a reload leaves those alone that it did not load. In place, for compiled graphs.
             known = layer.__dict__.get("dense")
             layer.__dict__["dense"] = dense if known is None else known.copy_(dense)
 
-    def apply(self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         if not self.packed:
             y = F.linear(x, layer.weight)
         elif dense_on_this_device():
@@ -202,5 +202,5 @@ def _whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def _effective(layer: nn.Module, signs_OI: torch.Tensor) -> torch.Tensor:
-    return layer.wscale * signs_OI + layer.wbias  # type: ignore[operator]
+def _effective(layer: Any, signs_OI: torch.Tensor) -> torch.Tensor:
+    return layer.wscale * signs_OI + layer.wbias

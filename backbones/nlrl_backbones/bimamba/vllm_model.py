@@ -117,10 +117,11 @@ class BiMambaForCausalLM(nn.Module, HasInnerState, IsAttentionFree, SupportsMamb
 
     hf_to_vllm_mapper = WeightsMapper(orig_to_new_substr={".A_log": ".A"})
     packed_modules_mapping: ClassVar[dict[str, list[str]]] = {"in_proj": ["in_proj"]}
-    embedding_modules: ClassVar[dict[str, str]] = {"embedding": "input_embeddings", "lm_head": "output_embeddings"}
+    # Adapters are for the projections: with one possible on the head, vLLM 0.32 on a CPU fails at prompt_logprobs.
+    embedding_modules: ClassVar[dict[str, str]] = {}
 
     @classmethod
-    def get_mamba_state_dtype_from_config(cls, vllm_config: VllmConfig) -> tuple[torch.dtype, torch.dtype]:
+    def get_mamba_state_dtype_from_config(cls, vllm_config: VllmConfig) -> Any:
         cache = vllm_config.cache_config
         return MambaStateDtypeCalculator.mamba2_state_dtype(
             vllm_config.model_config.dtype, cache.mamba_cache_dtype, cache.mamba_ssm_cache_dtype
