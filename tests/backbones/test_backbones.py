@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from nlrl_backbones import BACKBONES, boxed_dir
 from nlrl_backbones.check import BackboneCheckError, check_backbone
 from nlrl_backbones.hymba.config import HymbaConfig
-from nlrl_backbones.hymba.weights import check_names, official_shapes
+from nlrl_backbones.hymba.weights import official_shapes
 
 GOLDEN = Path(__file__).parent / "golden_hymba"
 
@@ -94,12 +94,6 @@ def test_the_official_file_holds_exactly_the_named_tensors():
     config = HymbaConfig.from_pretrained(GOLDEN)
     tensors = load_file(GOLDEN / "model.safetensors")
     assert official_shapes(config) == {name: tuple(x.shape) for name, x in tensors.items()}
-    shapes = {name: tuple(x.shape) for name, x in tensors.items()}
-    check_names(shapes, config)
-    with pytest.raises(ValueError, match=r"unknown \['model.extra'\]"):
-        check_names(shapes | {"model.extra": (1,)}, config)
-    with pytest.raises(ValueError, match="has shape"):
-        check_names(shapes | {"model.memory_tokens": (6, 64)}, config)
 
 
 def test_hymba_1_5b_has_the_published_number_of_parameters():

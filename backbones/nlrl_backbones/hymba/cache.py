@@ -86,6 +86,8 @@ class Rows:
         real_BT: which tokens are real.
         counts_B: real tokens of each row so far, this call included, meta tokens not.
         padded: whether there may be padding.
+        spared: leading tokens that no adapter acts on: the meta tokens in the call that they stand in front of.
+        narrowed: by how much windows are narrower: 1 where one token is decoded as the official code does.
     """
 
     def __init__(
@@ -93,15 +95,18 @@ class Rows:
         positions_BT: torch.Tensor,
         past_BS: torch.Tensor | None,
         counts_B: torch.Tensor,
-        num_meta: int,
+        config: HymbaConfig,
         padded: bool,
     ) -> None:
         self.padded = padded
+        self.spared = config.num_meta if past_BS is None and not config.adapt_meta_tokens else 0
+        decoding = past_BS is not None and positions_BT.shape[1] == 1
+        self.narrowed = int(decoding and config.decode_window == "official")
         self.real_BT = positions_BT != _PADDING
         self.positions_BT = positions_BT.clamp(min=0)
         self.key_positions_BS = positions_BT if past_BS is None else torch.cat([past_BS, positions_BT], dim=1)
         self.counts_B = counts_B
-        self._num_meta = num_meta
+        self._num_meta = config.num_meta
         self._masks: dict[int | None, torch.Tensor] = {}
 
     @classmethod
@@ -126,7 +131,7 @@ class Rows:
         new = torch.full_like(before, length - meta) if counts_B is None else counts_B
         if padded:
             positions = torch.where(steps_T < meta + new[:, None], positions, _PADDING)
-        return cls(positions, past, before + new, config.num_meta, padded)
+        return cls(positions, past, before + new, config, padded)
 
     def visible(self, window: int | None) -> torch.Tensor:
         """Mask [B, 1, T, S]: causal, and within the window or a meta token."""
@@ -134,7 +139,7 @@ class Rows:
             query, key = self.positions_BT[:, :, None], self.key_positions_BS[:, None, :]
             mask = (key >= 0) & (key <= query)
             if window is not None:
-                mask &= (query - key <= window) | (key < self._num_meta)
+                mask &= (query - key <= window - self.narrowed) | (key < self._num_meta)
             self._masks[window] = mask[:, None]
         return self._masks[window]
 

@@ -30,6 +30,9 @@ _TRANSFORMERS_KEYS = frozenset(
 # The one attention class of the official file that knows the meta tokens; it is no name transformers has.
 _OFFICIAL_ATTENTION = "flex"
 
+# Ours: written only where they differ from what an official file implies.
+_OWN_DEFAULTS = {"decode_window": "full", "adapt_meta_tokens": False}
+
 _REQUIRED: dict[str, tuple[tuple[Any, ...], str]] = {
     "kq_norm": (("none", None), "normalised queries and keys are not implemented"),
     "num_experts": ((1,), "only one feed-forward expert is implemented"),
@@ -44,6 +47,7 @@ _REQUIRED: dict[str, tuple[tuple[Any, ...], str]] = {
     "hidden_act": (("silu",), "the scan gate is SiLU"),
     "mlp_hidden_act": (("silu",), "the feed-forward gate is SiLU"),
     "attention_dropout": ((0.0,), "attention has no dropout"),
+    "decode_window": (("full", "official"), "decoding sees the window of a full pass, or one position fewer"),
 }
 
 
@@ -57,6 +61,9 @@ class HymbaConfig(PretrainedConfig):
 
     One key is stored under another name: the file's ``sliding_window`` is the attribute ``attn_window``, because vLLM
     takes an attribute ``sliding_window`` for the window of every layer. Saving writes ``sliding_window`` again.
+
+    Two keys are ours: ``decode_window`` ("full", or "official" for the window of the official cached decoding, one
+    position narrower) and ``adapt_meta_tokens`` (whether an adapter such as LoRA acts on the meta tokens too).
 
     Raises:
         ValueError: one sentence, for a key that is not Hymba's or a setting that this implementation lacks.
@@ -109,6 +116,8 @@ class HymbaConfig(PretrainedConfig):
     initializer_range: float = 0.02
     tie_word_embeddings: bool = True
     use_cache: bool = True
+    decode_window: str = "full"
+    adapt_meta_tokens: bool = False
     pad_token_id: int | None = 0
     bos_token_id: int | None = 1
     eos_token_id: int | list[int] | None = 2
@@ -119,6 +128,7 @@ class HymbaConfig(PretrainedConfig):
             self.attn_window = other_keys.pop("sliding_window")
         if other_keys.get("attn_implementation") == _OFFICIAL_ATTENTION:
             del other_keys["attn_implementation"]
+        self.global_attn_idx = list(self.global_attn_idx or [])
         layer_types = other_keys.get("layer_type") or []
         for key in _DERIVED_OFFICIAL_KEYS:
             other_keys.pop(key, None)
@@ -189,8 +199,8 @@ class HymbaConfig(PretrainedConfig):
     # Saving
 
     def to_dict(self) -> dict[str, Any]:
-        """The official keys: ``attn_window`` goes out as ``sliding_window``."""
-        keys = super().to_dict()
+        """The official keys: ``attn_window`` goes out as ``sliding_window``; ours only where they say something."""
+        keys = {name: value for name, value in super().to_dict().items() if (name, value) not in _OWN_DEFAULTS.items()}
         keys["sliding_window"] = keys.pop("attn_window")
         keys["attn_implementation"] = _OFFICIAL_ATTENTION
         return keys
@@ -215,6 +225,10 @@ class HymbaConfig(PretrainedConfig):
             raise ValueError(f"Hymba: {heads} query heads cannot be split evenly over {kv_heads} KV heads.")
         if self.attn_hidden_size not in (-1, self.hidden_size) or self.kq_head_dim not in (-1, self.key_head_dim):
             raise ValueError("Hymba: attn_hidden_size and kq_head_dim must be -1 (derived from hidden_size).")
+        if self.rope_type == "ntk" and self.key_head_dim == 2:
+            raise ValueError(
+                'Hymba: heads of width 2 have no "ntk" rotary base: use wider heads or rope_type "default".'
+            )
         if self.mamba_d_conv < 2:
             raise ValueError(f"Hymba: mamba_d_conv must be at least 2, got {self.mamba_d_conv}.")
         if self.num_memory_tokens < 0:

@@ -62,7 +62,8 @@ class HymbaMixer(nn.Module):
         cache: LayerCache | None,
     ) -> tuple[torch.Tensor, KeysValues]:
         """[B, T, E] to [B, T, E], and the keys and values attended to, cached ones included, for the sharers."""
-        query, key, value, scan_input_BTC, gate_BTC = self.in_proj(x_BTE).split(self.split, dim=-1)
+        projected = project(self.in_proj, x_BTE, rows.spared)
+        query, key, value, scan_input_BTC, gate_BTC = projected.split(self.split, dim=-1)
         q_BHTD = _rotate(self._heads(query, self.config.key_head_dim), *rotary)
         if self.is_consumer:
             assert shared is not None
@@ -74,7 +75,7 @@ class HymbaMixer(nn.Module):
         attention_BTC = self._attend(q_BHTD, *keys_values, rows)
         scan_BTC = self._scan(scan_input_BTC, gate_BTC, rows, cache)
         mean_BTC = (self.pre_avg_layernorm1(attention_BTC) + self.pre_avg_layernorm2(scan_BTC)) / 2
-        return self.out_proj(mean_BTC), keys_values
+        return project(self.out_proj, mean_BTC, rows.spared), keys_values
 
     def _heads(self, x_BTC: torch.Tensor, width: int) -> torch.Tensor:
         return x_BTC.unflatten(-1, (-1, width)).transpose(1, 2)
@@ -90,8 +91,8 @@ class HymbaMixer(nn.Module):
     def _scan(self, x_BTC: torch.Tensor, gate_BTC: torch.Tensor, rows: Rows, cache: LayerCache | None) -> torch.Tensor:
         u_BTC = self._convolve(x_BTC, rows, cache)
         sizes = [self.config.mamba_dt_rank, self.config.mamba_d_state, self.config.mamba_d_state]
-        dt, B, C = self.x_proj[0](u_BTC).split(sizes, dim=-1)
-        delta_BTC = F.softplus(self.dt_proj[0](self.dt_layernorm(dt)))
+        dt, B, C = project(self.x_proj[0], u_BTC, rows.spared).split(sizes, dim=-1)
+        delta_BTC = F.softplus(project(self.dt_proj[0], self.dt_layernorm(dt), rows.spared))
         if rows.padded:  # a step of size 0 leaves the state as it is
             delta_BTC = delta_BTC * rows.real_BT[..., None]
         A_CN = -torch.exp(self.A_log[0].to(torch.promote_types(x_BTC.dtype, torch.float32)))
@@ -119,6 +120,18 @@ class HymbaMixer(nn.Module):
         for k in range(1, past + 1):
             y_BTC = y_BTC + taps[k] * raw_BTC[:, k : k + length]
         return F.silu(y_BTC)
+
+
+def project(linear: nn.Module, x_BTE: torch.Tensor, spared: int) -> torch.Tensor:
+    """A projection of which an adapter, if one wraps it, leaves the first ``spared`` tokens alone.
+
+    What the meta tokens leave behind then depends on the base weights only, as it must where it is computed once and
+    serves requests with any adapter. An adapter is a module with the wrapped one as ``base_layer``, as peft's are.
+    """
+    base = getattr(linear, "base_layer", None)
+    if base is None or not spared:
+        return linear(x_BTE)
+    return torch.cat([base(x_BTE[:, :spared]), linear(x_BTE[:, spared:])], dim=1)
 
 
 def rotary_table(positions_BT: torch.Tensor, config: HymbaConfig, dtype: torch.dtype) -> KeysValues:

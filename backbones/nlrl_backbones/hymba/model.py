@@ -2,7 +2,8 @@
 
 Source: Dong et al. 2024, arXiv 2411.13676, section 2; shapes, parameter names and initialisation are those of the
 official checkpoint nvidia/Hymba-1.5B-Base. One deviation: in cached decoding the official code attends to one real
-token fewer than in a full pass; here both see the same window, so cached and uncached generation agree.
+token fewer than in a full pass; here both see the same window, so cached and uncached generation agree, unless the
+configuration asks for ``decode_window="official"``.
 
 M learned meta tokens stand in front of every sequence at positions 0..M-1; real tokens count from M. Masks go by
 position, so rows may be padded on either side and any number of tokens may follow on a filled cache.
@@ -22,7 +23,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from nlrl_backbones.hymba.cache import HymbaCache, LayerCache, Rows
 from nlrl_backbones.hymba.config import HymbaConfig
-from nlrl_backbones.hymba.mixer import HymbaMixer, KeysValues, RMSNorm, rotary_table
+from nlrl_backbones.hymba.mixer import HymbaMixer, KeysValues, RMSNorm, project, rotary_table
 
 
 class HymbaPreTrainedModel(PreTrainedModel):
@@ -209,7 +210,7 @@ class HymbaLayer(GradientCheckpointingLayer):
         """The layer's output, and the keys and values it attended to, for the layers that share them."""
         mixed, keys_values = self.mamba(self.input_layernorm(x_BTE), shared, rows, rotary, cache)
         x_BTE = x_BTE + mixed
-        return x_BTE + self.moe(self.pre_moe_layernorm(x_BTE)), keys_values
+        return x_BTE + self.moe(self.pre_moe_layernorm(x_BTE), rows.spared), keys_values
 
 
 class HymbaExperts(nn.Module):
@@ -219,9 +220,9 @@ class HymbaExperts(nn.Module):
         super().__init__()
         self.experts = nn.ModuleList([HymbaMLP(config)])
 
-    def forward(self, x_BTE: torch.Tensor) -> torch.Tensor:
-        """[B, T, E] to [B, T, E]."""
-        return self.experts[0](x_BTE)
+    def forward(self, x_BTE: torch.Tensor, spared: int = 0) -> torch.Tensor:
+        """[B, T, E] to [B, T, E]; adapters leave the first ``spared`` tokens alone."""
+        return self.experts[0](x_BTE, spared)
 
 
 class HymbaMLP(nn.Module):
@@ -233,9 +234,10 @@ class HymbaMLP(nn.Module):
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
-    def forward(self, x_BTE: torch.Tensor) -> torch.Tensor:
-        """[B, T, E] to [B, T, E]."""
-        return self.down_proj(F.silu(self.gate_proj(x_BTE)) * self.up_proj(x_BTE))
+    def forward(self, x_BTE: torch.Tensor, spared: int = 0) -> torch.Tensor:
+        """[B, T, E] to [B, T, E]; adapters leave the first ``spared`` tokens alone."""
+        gated = F.silu(project(self.gate_proj, x_BTE, spared)) * project(self.up_proj, x_BTE, spared)
+        return project(self.down_proj, gated, spared)
 
 
 class _Packing:

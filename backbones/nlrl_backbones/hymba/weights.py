@@ -4,8 +4,18 @@ Our transformers model uses the official names as they are, so reading and writi
 renaming. Where a view of the model does rename (vLLM stacks and drops indices), it starts from this table.
 """
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nlrl_backbones.common.checkpoint import CheckpointError, check_tensors, read_json, read_tensors
 from nlrl_backbones.hymba.config import HymbaConfig
 
+if TYPE_CHECKING:
+    import torch
+
+FAMILY = "hymba"
+SIGNATURE = (r"^model\.memory_tokens$", r"\.mamba\.pre_avg_layernorm2\.weight$")
+"""Names that no other family's checkpoints have: the meta tokens, and the norm of the scan's branch."""
 TIED_HEAD = "lm_head.weight"
 """Absent from official files: the head is the embedding. Accepted when present."""
 
@@ -63,18 +73,32 @@ def in_proj_rows(config: HymbaConfig, layer: int) -> list[tuple[str, int]]:
     return [("query", queries), *shared, ("scan_input", config.inner_size), ("gate", config.inner_size)]
 
 
-def check_names(shapes: dict[str, tuple[int, ...]], config: HymbaConfig) -> None:
-    """Whether these are the tensors of an official checkpoint of this configuration.
+def read_official(folder: Path) -> "tuple[HymbaConfig, dict[str, torch.Tensor]]":
+    """Configuration and tensors of an official checkpoint, the tied head left out.
 
     Raises:
-        ValueError: one sentence that names the first missing, unknown or misshapen tensors.
+        CheckpointError: files are missing or unsafe, or the tensors are not those that ``config.json`` asks for.
+        ValueError: ``config.json`` has a key or a setting that is not Hymba's.
     """
-    wanted = official_shapes(config)
-    given = {name: tuple(shape) for name, shape in shapes.items() if name in wanted or name != TIED_HEAD}
-    missing, unknown = sorted(wanted.keys() - given.keys()), sorted(given.keys() - wanted.keys())
-    wrong = sorted(name for name in wanted.keys() & given.keys() if wanted[name] != given[name])
-    if missing or unknown:
-        raise ValueError(f"Not a Hymba checkpoint of this config.json: missing {missing[:3]}, unknown {unknown[:3]}.")
-    if wrong:
-        name = wrong[0]
-        raise ValueError(f"Hymba: {name} has shape {given[name]}, but config.json asks for {wanted[name]}.")
+    keys = read_json(folder / "config.json")
+    kind = keys.get("model_type", FAMILY)
+    if kind != FAMILY:
+        raise CheckpointError(f"{folder / 'config.json'} describes a model of type {kind!r}, not a Hymba.")
+    config = HymbaConfig(**keys)
+    found = read_tensors(folder)
+    tensors = from_official(config, found)
+    if len(tensors) < len(found) and not found[TIED_HEAD].equal(found["model.embed_tokens.weight"]):
+        raise CheckpointError(f"{TIED_HEAD} is not the embedding: set tie_word_embeddings to false in config.json.")
+    check_tensors(FAMILY, {name: tuple(value.shape) for name, value in tensors.items()}, official_shapes(config))
+    return config, tensors
+
+
+def from_official(config: HymbaConfig, tensors: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
+    """Tensors under the names of our transformers model: the same; a head that is tied anyway is left out."""
+    tied = TIED_HEAD if config.tie_word_embeddings else None
+    return {name: tensor for name, tensor in tensors.items() if name != tied}
+
+
+def to_official(config: HymbaConfig, tensors: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
+    """The inverse: the same names, the tied head left out."""
+    return from_official(config, tensors)
