@@ -49,9 +49,10 @@ def run(
     reuse: Annotated[str | None, typer.Option(help="A recorded run whose answers to the same questions serve.")] = None,
     runs: RunsFolder = RUNS,
     plain: Plain = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would cost; ask nothing.")] = False,
 ) -> None:
     """Run a recipe: watch it think, record everything, and grade it against the exact optimum."""
-    from nlrl.session import Place, run_recorded
+    from nlrl.session import Place, print_estimate, run_recorded
 
     named = {
         "engine.backbone": backbone,
@@ -63,6 +64,9 @@ def run(
     overrides: dict[str, Any] = {key: value for key, value in named.items() if value is not None}
     overrides |= dict(parse_override(text) for text in set_ or ())
     config = load_config(recipe, overrides)
+    if dry_run:
+        asyncio.run(print_estimate(config))
+        return
     raise typer.Exit(asyncio.run(run_recorded(config, Place(runs, run_id, plain), reuse)))
 
 

@@ -94,7 +94,11 @@ def build_engine(config: RunConfig, task: Task) -> Engine:
 
 def build_prompts(config: RunConfig, engine: Engine) -> PromptSet:
     """The prompt set a run reads; raises `PromptError` with one sentence."""
-    name = engine.prompt_set if config.engine.prompts == "auto" else config.engine.prompts
+    return load_prompts(config, engine.prompt_set if config.engine.prompts == "auto" else config.engine.prompts)
+
+
+def load_prompts(config: RunConfig, name: str) -> PromptSet:
+    """The prompt set `name` for the config's game; raises `PromptError` with one sentence."""
     try:
         return load(name, config.env.id, registry.prompt_root(name))
     except PromptSetError as error:

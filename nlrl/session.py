@@ -18,6 +18,7 @@ from nlrl.budget import Gate, is_limited
 from nlrl.config import RunConfig, with_overrides
 from nlrl.engine.base import Engine
 from nlrl.errors import NlrlError
+from nlrl.estimate import estimate, lines
 from nlrl.manifest import check_same, flat, identity, is_free
 from nlrl.recorded import Answers, RecordedEngine
 from nlrl.run import (
@@ -80,6 +81,12 @@ async def run_recorded(config: RunConfig, place: Place, reuse: str | None = None
         await engine.close()
         if reused is not None:
             reused.close()
+
+
+async def print_estimate(config: RunConfig) -> None:
+    """Print what the run would cost; nothing is asked and nothing recorded."""
+    found = await estimate(config, build_task(config))
+    Console().print(as_text("\n".join(lines(found, config))))
 
 
 async def resume_recorded(place: Place, overrides: Mapping[str, Any], *, force_new: bool = False) -> int:
@@ -153,7 +160,7 @@ class Run:
         status: Literal["finished", "interrupted", "failed"] = "failed"
         code = 1
         try:
-            with open_view(stats, title=_title(config, engine), plain=self.plain) as view:
+            with open_view(stats, title=_title(config, engine), plain=self.plain, console=self.console) as view:
                 for phase in planned:
                     await self._show(phase, view, ends[phase.name])
             status, code = "finished", 0

@@ -14,7 +14,7 @@ from nlrl.store_reader import RunReader
 from nlrl.store_schema import from_column, unpack_floats, unpack_ids, unpack_text
 
 LASTING = {
-    "run": "config, seed, versions, identity, status",
+    "run": "seed, versions, identity, status",
     "prompts": "prompt_set, name, hash, text",
     "games": "game, start, observation, picture, optimal_return, outcome, total_return, steps",
     "steps": "game, step, action, reward, total_return, observation, picture, legal, decision",
@@ -30,8 +30,8 @@ LASTING = {
     "checkpoints": "name, files",
     "metrics": "name, step, value",
 }
-"""The columns of a record that repeat when a run does: all but times, the order of arrival and where the engine was.
-Each table's rows are named by its first columns."""
+"""The columns of a record that repeat when a run does: all but times, the order of arrival, where the engine was
+and how fast it was asked. Each table's rows are named by its first columns."""
 REPEATED_RESULTS = ("rows", "failures")
 
 TABLES = {

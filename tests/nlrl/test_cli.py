@@ -1,6 +1,7 @@
 """The command line from outside: a whole run with the oracle, its record and replay, and every foreseen mistake."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,6 +71,9 @@ def test_the_record_replays_and_becomes_a_picture(finished, tmp_path):
         (["run", "maze", "--engine", "oracle", "-s", "env.starts=0"], "positive number of games"),
         (["sweep", "--map", "nope"], "Unknown map 'nope'"),
         (["replay", "none"], "There is no run 'none'"),
+        (["export", "none", "x.jsonl"], "There is no run 'none'"),
+        (["resume", "none"], "There is no recorded run"),
+        (["resume", "../x"], "The run id '../x' cannot be used"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, says, tmp_path):
@@ -78,6 +82,36 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, says, tmp_path):
     assert says in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_dry_run_asks_and_records_nothing(tmp_path):
+    said = nlrl("run", "maze", "--dry-run", "-s", "budget.price_written=2", "--runs", str(tmp_path / "runs")).stdout
+    assert "Calls:  6,275 to" in said
+    assert "Money:" in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_can_be_deleted_and_asks_first(finished, tmp_path):
+    shutil.copytree(finished[0] / "exact", tmp_path / "copy")
+    refused = subprocess.run(
+        [*NLRL, "rm", "copy", "--runs", str(tmp_path)], input="n\n", capture_output=True, text=True, check=False
+    )
+    assert (refused.returncode, (tmp_path / "copy").exists()) == (1, True)
+    assert nlrl("rm", "copy", "--yes", "--runs", str(tmp_path)).returncode == 0
+    assert not (tmp_path / "copy").exists()
+    assert nlrl("rm", "../copy", "--yes", "--runs", str(tmp_path)).returncode == 2
+
+
+def test_a_budget_stops_a_run_that_can_be_resumed(tmp_path):
+    place = ["--runs", str(tmp_path), "--plain"]
+    stopped = nlrl("run", "maze", "--engine", "oracle", *EXACT, "-s", "budget.calls=20", "--id", "short", *place)
+    assert stopped.returncode == 4
+    assert stopped.stderr.strip() == "nlrl: The budget is used up (calls: 20 of 20); resume the run with a greater one."
+    resumed = nlrl("resume", "short", "-s", "budget.calls=1000000", *place)
+    assert (resumed.returncode, resumed.stderr) == (0, "")
+    assert "-6.84" in resumed.stdout
+    again = nlrl("resume", "short", "-s", "budget.calls=1000000", *place)
+    assert "nothing is left to be asked" in again.stdout
 
 
 def test_ctrl_c_leaves_a_run_that_replays(tmp_path):
