@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,9 @@ def is_free(key: str) -> bool:
     return any(key == free or key.startswith(f"{free}.") for free in FREE)
 
 
+@lru_cache(maxsize=1)
 def code_digest() -> str:
-    """SHA-256 of the sources in `CODE` and of the games."""
+    """SHA-256 of the sources in `CODE` and of the games, as they were when this process first asked."""
     import nlrl_envs
 
     package = Path(__file__).parent

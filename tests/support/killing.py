@@ -19,7 +19,7 @@ from nlrl.store_schema import FILE_NAME
 
 _SPAWN = multiprocessing.get_context("forkserver")
 # The children are forked from a process that has imported all this, so that the kills hit runs and not imports.
-_SPAWN.set_forkserver_preload(["nlrl.cli", "nlrl.session", "nlrl.engine.http", "nlrl_envs.maze", "openai"])
+_SPAWN.set_forkserver_preload(["warm"])
 
 
 def command(arguments: Sequence[str], output: str) -> None:
