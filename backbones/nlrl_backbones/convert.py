@@ -9,13 +9,14 @@ of the folder is followed or copied.
 import shutil
 import tempfile
 from dataclasses import dataclass
+from functools import reduce
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from nlrl_backbones import BACKBONES
-from nlrl_backbones.common.checkpoint import CheckpointError, check_tensors, looks_like
+from nlrl_backbones.common.checkpoint import CheckpointError, check_tensors, looks_like, tensor_names
 
 FAMILIES: dict[str, str] = {
     "hymba": "nlrl_backbones.hymba.weights",
@@ -99,26 +100,23 @@ def _read(family: str, weights: ModuleType, source: Path) -> tuple[Any, dict[str
         config, tensors = weights.read_official(source)
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         check_tensors(family, shapes, weights.official_shapes(config))
-    except CheckpointError as error:
+    except ValueError as error:  # of the files, or a configuration that the family's class refuses
         other = _family_of(source)
-        if other not in (None, family):
-            hint = f"use `nlrl convert {other}`" if other in FAMILIES else "the libraries load it as it is"
-            raise CheckpointError(f"'{source}' looks like a {other} checkpoint, not {family}: {hint}.") from error
-        raise
-    except ValueError as error:  # a configuration that the family's class refuses
-        raise CheckpointError(str(error)) from error
+        if other in (None, family):
+            raise error if isinstance(error, CheckpointError) else CheckpointError(str(error)) from error
+        hint = f"use `nlrl convert {other}`" if other in FAMILIES else "the libraries load it as it is"
+        raise CheckpointError(f"'{source}' looks like a {other} checkpoint, not {family}: {hint}.") from error
     return config, tensors
 
 
 def _family_of(source: Path) -> str | None:
     """The family whose tensor names the folder holds, if its files can be read at all."""
-    from nlrl_backbones.common.checkpoint import read_tensors
-
     try:
-        names = list(read_tensors(source))
+        names = tensor_names(source)
     except CheckpointError:
         return None
-    return looks_like(names, _OTHERS | {name: family_module(name).SIGNATURE for name in FAMILIES})
+    ours = {name: family_module(name).SIGNATURE for name in FAMILIES}
+    return looks_like(names, ours) or looks_like(names, _OTHERS)
 
 
 def _write(config: Any, tensors: dict[str, Any], source: Path, target: Path) -> Converted:
@@ -127,7 +125,7 @@ def _write(config: Any, tensors: dict[str, Any], source: Path, target: Path) -> 
 
     architectures = {backbone.model_type: backbone.architecture for backbone in BACKBONES.values()}
     config.architectures = [architectures[config.model_type]]
-    config.dtype = _common_dtype(tensors)
+    config.dtype = _widest_dtype(tensors)
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
@@ -153,10 +151,8 @@ def _numbers(tensor: Any) -> int:
     return tensor.numel() * (8 if tensor.dtype == torch.uint8 else 1)
 
 
-def _common_dtype(tensors: dict[str, Any]) -> Any:
-    """The floating type of the most numbers: what loading "in the file's own type" should mean."""
-    counts: dict[Any, int] = {}
-    for tensor in tensors.values():
-        if tensor.is_floating_point():
-            counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
-    return max(counts, key=lambda dtype: counts[dtype])
+def _widest_dtype(tensors: dict[str, Any]) -> Any:
+    """The floating type that holds every tensor exactly, so that loading in the file's own type rounds nothing."""
+    import torch
+
+    return reduce(torch.promote_types, {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()})

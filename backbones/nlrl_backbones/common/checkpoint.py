@@ -79,6 +79,24 @@ def read_tensors(folder: Path, pattern: str | None = None) -> "dict[str, torch.T
     return tensors
 
 
+def tensor_names(folder: Path) -> list[str]:
+    """Names of all tensors of a folder, those that a training checkpoint nests under "model" included.
+
+    Raises:
+        CheckpointError: as ``read_tensors``.
+    """
+    import torch
+
+    names: list[str] = []
+    for file in _files(folder, None):
+        content = _tensors_of(file) if file.suffix == ".safetensors" else read_pickle(file)
+        parts = [content, content.get("model")] if isinstance(content, Mapping) else []
+        for part in parts:
+            if isinstance(part, Mapping):
+                names += [str(name) for name, value in part.items() if isinstance(value, torch.Tensor)]
+    return names
+
+
 def _files(folder: Path, pattern: str | None) -> list[Path]:
     if not folder.is_dir():
         raise CheckpointError(f"There is no folder '{folder}'; give the folder of a checkpoint.")
