@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     import torch
 
 FAMILY = "diffllama"
-SIGNATURE = (r"^model\.layers\.0\.self_attn\.lambda_q1$", r"^model\.layers\.0\.self_attn\.q_proj\.weight$")
+# One pattern more than Llama's signature has, whose names all occur here too.
+SIGNATURE = (
+    r"^model\.layers\.0\.self_attn\.lambda_q1$",
+    r"^model\.layers\.0\.self_attn\.q_proj\.weight$",
+    r"^model\.layers\.0\.mlp\.gate_proj\.weight$",
+)
 
 _SHARED = sorted({f.name for f in fields(DiffLlamaConfig)} & {f.name for f in fields(DiffTransformerConfig)})
 """Keys that mean the same in both configurations."""
