@@ -203,7 +203,8 @@ class NGPTForCausalLM(nn.Module, SupportsLoRA, SupportsPP):
         self.make_empty_intermediate_tensors = self.transformer.make_empty_intermediate_tensors
         self.logits_processor = LogitsProcessor(config.vocab_size)
         if not get_pp_group().is_last_rank:
-            self.lm_head = self.sz = self.rmsnorm_f = PPMissingLayer()
+            # One each: vLLM's loader passes over the weights of a name that has its own.
+            self.lm_head, self.sz, self.rmsnorm_f = PPMissingLayer(), PPMissingLayer(), PPMissingLayer()
             return
         self.lm_head = ParallelLMHead(config.vocab_size, config.n_embd, prefix=maybe_prefix(prefix, "lm_head"))
         if config.use_nGPT:
