@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,8 @@ import typer
 from nlrl import __version__
 from nlrl.config import load_config, parse_override, recipes
 from nlrl.errors import ConfigError, NlrlError
+from nlrl.safe_text import one_line, safe_text
+from nlrl.redact import redact, redact_logs
 
 app = typer.Typer(
     name="nlrl",
@@ -214,12 +217,16 @@ def backbones() -> None:
 
 
 def main() -> None:
-    """Entry point: one sentence and exit code 2 for every failure we foresee, no traceback."""
+    """Entry point: one sentence and an exit code for every failure we foresee, no traceback; never a key."""
+    redact_logs()
     try:
         app(standalone_mode=True)
     except NlrlError as error:
-        typer.echo(f"nlrl: {error}", err=True)
+        typer.echo(f"nlrl: {one_line(redact(str(error)), 2000)}", err=True)
         sys.exit(error.exit_code)
+    except Exception:
+        typer.echo(safe_text(redact(traceback.format_exc())), err=True, nl=False)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from importlib.metadata import Distribution, PackageNotFoundError, distribution, requires
 from pathlib import Path
 
+from nlrl.redact import without_secrets
+
 
 @dataclass(frozen=True, slots=True)
 class Machine:
@@ -94,7 +96,8 @@ def _find_gpu() -> str:
     if (tool := shutil.which("nvidia-smi")) is not None:
         command = [tool, "--query-gpu=name", "--format=csv,noheader"]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+            environment = without_secrets()
+            done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False, env=environment)
         except (OSError, subprocess.TimeoutExpired):
             done = None
         if done is not None and done.returncode == 0 and done.stdout.strip():

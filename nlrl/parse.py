@@ -1,8 +1,9 @@
 """Reply text to typed fields, or a `ParseError`. No fallbacks: a move is never guessed from prose.
 
 What is accepted beside the exact form, because no harm can come of it: white space around the reply; a JSON object
-inside a code fence or followed by text; a number written as a string; another spelling of a legal action that differs
-only in letter case, surrounding quotes, white space or final punctuation, when just one legal action fits.
+inside a code fence or amid text that has no second one; a number written as a string; another spelling of a legal
+action that differs only in letter case, surrounding quotes, white space or final punctuation, when just one legal
+action fits. What says two things is refused: a second object, or a property that stands twice.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 from nlrl.errors import ParseError
 from nlrl_prompts import Reply, fill_actions
 
+_NUMBER = re.compile(r"[+-]?(\d{1,40}(\.\d{0,40})?|\.\d{1,40})([eE][+-]?\d{1,4})?", re.ASCII)
 _OUTSIDE = " \t\r\n\"'`.,;:!"
 
 
@@ -74,6 +76,9 @@ def _plain(action: str) -> str:
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ParseError("format", "The evaluation's number is not a number.")
+    # Python would also read other scripts' digits, underscores and the words nan and infinity.
+    if isinstance(value, str) and not _NUMBER.fullmatch(value.strip()):
+        raise ParseError("format", f"'{value[:40]}' is not a number.")
     try:
         number = float(value)
     except (ValueError, OverflowError):
@@ -85,7 +90,7 @@ def _number(value: Any) -> float:
 
 @lru_cache(maxsize=256)
 def _compiled(pattern: str, actions: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile(fill_actions(pattern, actions))
+    return re.compile(fill_actions(pattern, actions), re.ASCII)
 
 
 def _regex_fields(text: str, reply: Reply, actions: tuple[str, ...]) -> dict[str, Any] | None:
@@ -93,13 +98,26 @@ def _regex_fields(text: str, reply: Reply, actions: tuple[str, ...]) -> dict[str
     return None if match is None else match.groupdict()
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; raises `ValueError` when a property stands twice, for either could be meant."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a property stands twice")
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+
+
 def _json_fields(text: str, reply: Reply) -> dict[str, Any] | None:
     start = text.find("{")
     if start < 0:
         return None
     try:
-        value, _ = json.JSONDecoder().raw_decode(text, start)
+        value, end = _DECODER.raw_decode(text, start)
     except (ValueError, RecursionError):
+        return None
+    if "{" in text[end:]:
         return None
     names = reply.fields or {}
     required = json.loads(reply.schema).get("required", [])

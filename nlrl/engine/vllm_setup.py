@@ -12,6 +12,7 @@ from typing import Any
 
 from nlrl.engine.base import Request
 from nlrl.errors import EngineError, EngineUnavailableError
+from nlrl.redact import hidden_secrets
 from nlrl.serving import engine_args
 
 ENVIRONMENT = {
@@ -84,7 +85,8 @@ def start(folder: Path, device: str, seed: int, arguments: Mapping[str, Any]) ->
         "use_tqdm_on_load": False,
     }
     try:
-        with warnings.catch_warnings(action="ignore"):
+        # Whatever processes vLLM starts need no keys: the model is on this machine by now.
+        with hidden_secrets(), warnings.catch_warnings(action="ignore"):
             engine = LLMEngine.from_engine_args(EngineArgs(**{**chosen, **fixed}))
     except Exception as error:
         raise EngineError(

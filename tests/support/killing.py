@@ -19,6 +19,8 @@ from nlrl.store_schema import FILE_NAME
 
 _SPAWN = multiprocessing.get_context("forkserver")
 # The children are forked from a process that has imported all this, so that the kills hit runs and not imports.
+# It gets its path from the environment: Python 3.11 does not hand sys.path on to it.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
 _SPAWN.set_forkserver_preload(["warm"])
 
 

@@ -11,7 +11,7 @@ from scripted_server import ScriptedServer
 from nlrl.store import RunReader
 from nlrl.store_export import digest
 
-SIZES = [pytest.param(3, 2, id="short"), pytest.param(200, 6, id="full", marks=pytest.mark.torture)]
+SIZES = [pytest.param(3, 1, id="short"), pytest.param(200, 6, id="full", marks=pytest.mark.torture)]
 AT_ONCE = 64
 """Requests in flight at most: `engine.at_once`."""
 
