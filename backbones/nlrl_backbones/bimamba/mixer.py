@@ -103,10 +103,10 @@ class BiMambaMixer(nn.Module):
         heads, width, states = config.num_heads, config.head_dim, config.n_groups * config.state_size
         x, B, C = xBC_BTC.split([config.intermediate_size, states, states], dim=-1)
         A, D, dt_bias = -torch.exp(wide(self.A_log)), wide(self.D), wide(self.dt_bias)
+        layer: Any = cache.layers[self.layer] if cache is not None else None
         if known and tokens == 1:
-            assert cache is not None
             y = mamba2_selective_state_update(
-                cache.layers[self.layer].recurrent_states[0],  # changed in place
+                layer.recurrent_states[0],  # changed in place
                 x.reshape(batch, heads, width),
                 dt_BTH.transpose(1, 2).expand(-1, -1, width),
                 A[:, None, None].expand(-1, width, config.state_size),
@@ -127,7 +127,7 @@ class BiMambaMixer(nn.Module):
             D=D,
             dt_bias=dt_bias,
             dt_softplus=True,
-            initial_states=cache.layers[self.layer].recurrent_states[0] if cache is not None and known else None,
+            initial_states=layer.recurrent_states[0] if known else None,
             return_final_states=True,
         )
         if cache is not None:
