@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from torch import nn
 from vllm.config import CompilationMode, VllmConfig, get_current_vllm_config
 from vllm.model_executor.layers import activation, layernorm
 from vllm.platforms import current_platform
@@ -19,6 +20,11 @@ def eager_loops(vllm_config: VllmConfig) -> bool:
         and vllm_config.model_config.dtype == torch.float32
         and vllm_config.compilation_config.mode == CompilationMode.NONE
     )
+
+
+def without_adapter(linear: nn.Module) -> nn.Module:
+    """The projection that vLLM's LoRA layer wraps, or the given one: what the meta tokens pass through."""
+    return getattr(linear, "base_layer", linear)
 
 
 class RMSNorm(layernorm.RMSNorm):

@@ -4,7 +4,8 @@ Source: Dong et al. 2024 (arXiv 2411.13676), section 2; parameter names are the 
 
 The meta tokens never enter vLLM's sequences. What they leave behind is constant and is held here: their keys and
 values (for every later query), the last raw inputs of the convolution, and the scan's state; a request's first
-token starts from those. ``compute_constants`` refreshes them in place, so captured CUDA graphs stay valid.
+token starts from those. ``compute_constants`` refreshes them in place, so captured CUDA graphs stay valid. It goes
+by the base weights: LoRA acts on real tokens only, in training too (``mixer.project``).
 
 Axis letters: T packed tokens, E model width, I scan channels (= width of the attention output), H key/value heads,
 D key width, V value width, N state size, K convolution width, M meta tokens, R dt rank.
@@ -45,7 +46,7 @@ from nlrl_kernels import (
 
 from .config import HymbaConfig
 from .vllm_attention import PinnedWindowBackend
-from .vllm_layers import RMSNorm, cpu_loops, eager_loops
+from .vllm_layers import RMSNorm, cpu_loops, eager_loops, without_adapter
 
 
 def scan_state_shapes(config: HymbaConfig, tp_size: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -65,6 +66,19 @@ def scan_state_dtypes(vllm_config: VllmConfig) -> tuple[torch.dtype, torch.dtype
     if cpu_loops():
         return torch.float32, torch.float32
     return vllm_config.model_config.dtype, scan
+
+
+def check_split(config: HymbaConfig, tp_size: int) -> None:
+    """Whether the heads can be split over so many devices.
+
+    Raises:
+        ValueError: when they cannot.
+    """
+    if config.num_attention_heads % tp_size or config.num_key_value_heads % tp_size:
+        raise ValueError(
+            f"Hymba: {config.num_attention_heads} query and {config.num_key_value_heads} key/value heads cannot be "
+            f"split over {tp_size} devices: choose a tensor_parallel_size that divides both."
+        )
 
 
 @dataclass
@@ -143,11 +157,7 @@ class HymbaMixer(nn.Module, MambaBase):
     def __init__(self, config: HymbaConfig, layer: int, *, vllm_config: VllmConfig, prefix: str) -> None:
         super().__init__()
         tp_size = get_tensor_model_parallel_world_size()
-        if config.num_attention_heads % tp_size or config.num_key_value_heads % tp_size:
-            raise ValueError(
-                f"Hymba: {config.num_attention_heads} query and {config.num_key_value_heads} key/value heads cannot be "
-                f"split over {tp_size} devices: choose a tensor_parallel_size that divides both."
-            )
+        check_split(config, tp_size)
         self.config, self.vllm_config = config, vllm_config
         self.loops = eager_loops(vllm_config) and tp_size == 1
         self.heads = config.num_attention_heads // tp_size
@@ -244,7 +254,7 @@ class HymbaMixer(nn.Module, MambaBase):
         attended = self.attn(query, key, value)
         scanned = torch.empty_like(attended)
         torch.ops.vllm.mamba_mixer(scan_input, scanned, _encode_layer_name(self.scan_name))
-        return self._fuse(attended, scanned)
+        return self.out_proj(self._fuse(attended, scanned))[0]
 
     def _split(
         self, projected: torch.Tensor
@@ -268,7 +278,7 @@ class HymbaMixer(nn.Module, MambaBase):
             )  # fmt: skip
         else:
             mean = (norm1(attended) + norm2(scanned)) / 2
-        return self.out_proj(mean)[0]
+        return mean
 
     # The scan, as vLLM's layer
 
@@ -285,11 +295,14 @@ class HymbaMixer(nn.Module, MambaBase):
         else:
             self._scan_with_kernels(hidden_states, output, step)
 
-    def selection(self, u_TI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def selection(self, u_TI: torch.Tensor, *, adapted: bool = True) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What the scan's input selects: step sizes before softplus [T, I], input map B and output map C [T, N]."""
         rank, states = self.config.mamba_dt_rank, self.config.mamba_d_state
-        dt, B, C = self.x_proj(u_TI)[0].split([rank, states, states], dim=-1)
-        dt = self.dt_proj(self.dt_layernorm(dt.contiguous()))[0]
+        x_proj, dt_proj = self.x_proj, self.dt_proj
+        if not adapted:
+            x_proj, dt_proj = without_adapter(x_proj), without_adapter(dt_proj)
+        dt, B, C = x_proj(u_TI)[0].split([rank, states, states], dim=-1)
+        dt = dt_proj(self.dt_layernorm(dt.contiguous()))[0]
         return dt, self.B_layernorm(B.contiguous()), self.C_layernorm(C.contiguous())
 
     def _scan_with_loops(self, scan_input: torch.Tensor, output: torch.Tensor, step: ScanMetadata) -> None:
@@ -348,13 +361,13 @@ class HymbaMixer(nn.Module, MambaBase):
     def compute_constants(self, hidden_ME: torch.Tensor) -> torch.Tensor:
         """Run the mixer on the M meta tokens alone and keep what they leave; returns its output [M, E]."""
         meta = len(hidden_ME)
-        query, key, value, scan_input = self._split(self.in_proj(hidden_ME)[0])
+        query, key, value, scan_input = self._split(without_adapter(self.in_proj)(hidden_ME)[0])
         query, key = self.rotary(torch.arange(meta, device=hidden_ME.device), query.contiguous(), key)
         if key is not None and value is not None:
             both = [part.reshape(meta, self.kv_heads, part.shape[1] // self.kv_heads) for part in (key, value)]
             self.meta_HMC.copy_(torch.cat(both, dim=-1).transpose(0, 1))
         attended = self._attend_among_meta(query)
-        return self._fuse(attended, self._scan_meta(scan_input))
+        return without_adapter(self.out_proj)(self._fuse(attended, self._scan_meta(scan_input)))[0]
 
     def _attend_among_meta(self, query: torch.Tensor) -> torch.Tensor:
         meta, width = len(query), self.config.key_head_dim
@@ -370,7 +383,7 @@ class HymbaMixer(nn.Module, MambaBase):
         past = self.config.mamba_d_conv - 1
         padded = F.pad(x_MI, (0, 0, past, 0))
         u_MI = F.silu(F.conv1d(padded.T, self.conv1d.weight, self.conv1d.bias, groups=self.channels)).T.contiguous()
-        dt, B, C = self.selection(u_MI)
+        dt, B, C = self.selection(u_MI, adapted=False)
         delta, u, B, C = F.softplus(dt.float()), u_MI.float(), B.float(), C.float()
         state = torch.zeros_like(self.A)
         y = torch.empty_like(u)

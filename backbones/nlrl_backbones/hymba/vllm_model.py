@@ -5,7 +5,7 @@ Loads ``model.layers.i.mamba...`` names as published; the tied head may be absen
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -17,14 +17,19 @@ from vllm.model_executor.layers.linear import MergedColumnParallelLinear, RowPar
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.mamba.mamba_utils import MambaStateCopyFuncCalculator
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
-from vllm.model_executor.models.interfaces import HasInnerState, IsHybrid, SupportsMambaPrefixCaching
+from vllm.model_executor.models.interfaces import (
+    HasInnerState,
+    IsHybrid,
+    SupportsLoRA,
+    SupportsMambaPrefixCaching,
+)
 from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper, maybe_prefix
 from vllm.sequence import IntermediateTensors
 
 from nlrl_backbones.common.vllm_compat import check_signatures
 
 from .config import HymbaConfig
-from .vllm_layers import RMSNorm, SiluAndMul
+from .vllm_layers import RMSNorm, SiluAndMul, without_adapter
 from .vllm_mixer import HymbaMixer, scan_state_dtypes, scan_state_shapes
 
 
@@ -38,6 +43,24 @@ def hymba_config(vllm_config: VllmConfig) -> HymbaConfig:
     if not isinstance(config, HymbaConfig):
         raise TypeError(f"Expected a HymbaConfig, got {type(config).__name__}: is nlrl's vLLM plugin installed?")
     return config
+
+
+def check_settings(config: HymbaConfig, vllm_config: VllmConfig) -> None:
+    """Whether this model can be served as asked.
+
+    Raises:
+        ValueError: one sentence, for settings that would change answers from one request to the next.
+    """
+    if config.decode_window != "full":
+        raise ValueError(
+            'Hymba: decode_window="official" is not served, for a cached prefix would depend on whether its tokens '
+            'were read or written: set it to "full", or use transformers.'
+        )
+    if config.adapt_meta_tokens and vllm_config.lora_config is not None:
+        raise ValueError(
+            "Hymba: an adapter trained with adapt_meta_tokens changes what all requests share; merge it into the "
+            "weights and reload those."
+        )
 
 
 class HymbaMLP(nn.Module):
@@ -54,6 +77,11 @@ class HymbaMLP(nn.Module):
 
     def forward(self, x_TE: torch.Tensor) -> torch.Tensor:
         return self.down_proj(self.act(self.gate_up_proj(x_TE)[0]))[0]
+
+    def without_adapter(self, x_TE: torch.Tensor) -> torch.Tensor:
+        """The same by the base weights."""
+        gate_up_proj, down_proj = without_adapter(self.gate_up_proj), without_adapter(self.down_proj)
+        return down_proj(self.act(gate_up_proj(x_TE)[0]))[0]
 
 
 class HymbaLayer(nn.Module):
@@ -73,7 +101,7 @@ class HymbaLayer(nn.Module):
     def compute_constants(self, x_ME: torch.Tensor) -> torch.Tensor:
         """The same on the meta tokens alone; fills the mixer's constants."""
         x_ME = x_ME + self.mamba.compute_constants(self.input_layernorm(x_ME))
-        return x_ME + self.moe(self.pre_moe_layernorm(x_ME))
+        return x_ME + self.moe.without_adapter(self.pre_moe_layernorm(x_ME))
 
 
 class MetaConstants(nn.Module, AttentionLayerBase):
@@ -141,9 +169,15 @@ class HymbaModel(nn.Module):
         return self.final_layernorm(hidden)
 
 
-class HymbaForCausalLM(nn.Module, HasInnerState, IsHybrid, SupportsMambaPrefixCaching):
+class HymbaForCausalLM(nn.Module, HasInnerState, IsHybrid, SupportsLoRA, SupportsMambaPrefixCaching):
     """What vLLM runs for the architecture "HymbaForCausalLM"."""
 
+    # Adapters name modules as the transformers model does: one in_proj for all its rows, gate and up apart.
+    packed_modules_mapping: ClassVar[dict[str, list[str]]] = {
+        "in_proj": ["in_proj"],
+        "gate_up_proj": ["gate_proj", "up_proj"],
+    }
+    embedding_modules: ClassVar[dict[str, str]] = {}
     hf_to_vllm_mapper = WeightsMapper(
         orig_to_new_substr={
             ".moe.experts.0.": ".moe.",
@@ -171,6 +205,7 @@ class HymbaForCausalLM(nn.Module, HasInnerState, IsHybrid, SupportsMambaPrefixCa
         super().__init__()
         check_signatures()
         config = hymba_config(vllm_config)
+        check_settings(config, vllm_config)
         self.config = config
         self.model = HymbaModel(vllm_config=vllm_config, prefix=maybe_prefix(prefix, "model"))
         self.lm_head = ParallelLMHead(config.vocab_size, config.hidden_size, prefix=maybe_prefix(prefix, "lm_head"))
