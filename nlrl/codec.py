@@ -22,9 +22,12 @@ class CodecError(ValueError):
     """Data that does not have the shape of the type it is read as; one sentence."""
 
 
+_COMPACT = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+
+
 def dumps(value: Any, as_type: Any = None) -> str:
     """JSON text of a record; give `as_type` when it is a union of dataclasses. ASCII only, keys in field order."""
-    return json.dumps(encode(value, as_type), separators=(",", ":"), allow_nan=False)
+    return _COMPACT.encode(encode(value, as_type))
 
 
 def loads(text: str | bytes, as_type: type[T]) -> T:
@@ -40,8 +43,13 @@ def loads(text: str | bytes, as_type: type[T]) -> T:
     return decode(data, as_type)
 
 
+_PLAIN = frozenset((str, int, bool))
+
+
 def encode(value: Any, as_type: Any = None) -> Any:
     """`value` as JSON types (dict, list, str, int, float, bool, None)."""
+    if value is None or type(value) in _PLAIN:
+        return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         hints = _hints(type(value))
         fields = {name: encode(getattr(value, name), hint) for name, hint in hints.items()}
@@ -136,6 +144,7 @@ def _item_types(as_type: Any, count: int) -> tuple[Any, ...]:
     return args
 
 
+@lru_cache(maxsize=256)
 def _is_tagged(as_type: Any) -> bool:
     options = get_args(as_type) if get_origin(as_type) in (Union, types.UnionType) else ()
     return sum(1 for option in options if dataclasses.is_dataclass(option)) > 1

@@ -32,6 +32,7 @@ from nlrl.store_schema import (
     pack_floats,
     pack_ids,
     pack_text,
+    place_of,
     to_column,
 )
 from nlrl.types import Event, Example, Failure, GameEnd, GameStart, Step
@@ -138,7 +139,7 @@ class RunStore:
         call, sampling = request.call, request.sampling
         place: tuple[Any, ...] = (None, None, None, None, None, 0, None)
         if call is not None:
-            place = (call.game, call.step, call.role, call.action, call.variation, call.ply, call.attempt)
+            place = place_of(call)
         error = None if completion.error is None else to_column(completion.error)
         with self._file.transaction() as db:
             text = self._file.text

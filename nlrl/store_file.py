@@ -107,7 +107,7 @@ class RunFile:
                 del self._known[next(iter(self._known))]
         return digest
 
-    def messages(self, messages: Sequence[tuple[str, str]]) -> str:
+    def messages(self, messages: tuple[tuple[str, str], ...]) -> str:
         """The hash of a list of (role, content), which is in the file from now on; within a transaction."""
         for _, content in messages:
             self.text(content)

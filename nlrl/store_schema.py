@@ -19,6 +19,7 @@ from functools import lru_cache
 from nlrl import codec
 from nlrl.engine.base import Constraint, Request
 from nlrl.errors import ConfigError
+from nlrl.types import CallId
 
 SCHEMA_VERSION = 2
 FILE_NAME = "run.sqlite"
@@ -96,9 +97,14 @@ def call_key(request: Request, model: str) -> str:
         list_text(messages_of(request)),
         "" if constraint is None else constraint_text(constraint),
         repr((sampling.temperature, sampling.top_p, sampling.max_tokens, sampling.seed, sampling.logprobs)),
-        "" if request.call is None else codec.dumps(request.call),
+        "" if request.call is None else repr(place_of(request.call)),
     )
     return sha256_text("\n".join(parts))
+
+
+def place_of(call: CallId) -> tuple[int, int, str, str | None, int | None, int, int]:
+    """A call's place as its row has it."""
+    return call.game, call.step, call.role, call.action, call.variation, call.ply, call.attempt
 
 
 def messages_of(request: Request) -> tuple[tuple[str, str], ...]:
@@ -106,9 +112,13 @@ def messages_of(request: Request) -> tuple[tuple[str, str], ...]:
     return tuple((message.role, message.content) for message in request.messages)
 
 
-def list_text(messages: Sequence[tuple[str, str]]) -> str:
+@lru_cache(maxsize=256)
+def list_text(messages: tuple[tuple[str, str], ...]) -> str:
     """A list of messages as the record has it: each one's role with the hash of its text."""
-    return json.dumps([[role, sha256_text(content)] for role, content in messages], separators=(",", ":"))
+    return _COMPACT.encode([[role, sha256_text(content)] for role, content in messages])
+
+
+_COMPACT = json.JSONEncoder(separators=(",", ":"))
 
 
 @lru_cache(maxsize=4096)
