@@ -12,6 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from nlrl.pretrain.corpus import Example, examples
 
+MULTIPLE = 16
+"""Lengths are padded to a multiple of this, so that few shapes occur and memory is used again."""
 IGNORED = -100
 """Label of positions that are not graded: prompts and padding."""
 PROMPT_WEIGHT = 0.15
@@ -48,9 +50,9 @@ def encode(tokenizer: PreTrainedTokenizerFast, batch: Sequence[Example]) -> list
     return [(p + r, len(p)) for p, r in zip(prompts, replies, strict=True)]
 
 
-def pad(rows: Sequence[Encoded], multiple: int = 16) -> dict[str, torch.Tensor]:
-    """Right-padded `input_ids`, `labels` and `weights` [B, T], T rounded up so that few shapes occur."""
-    length = math.ceil(max(len(ids) for ids, _ in rows) / multiple) * multiple
+def pad(rows: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+    """Right-padded `input_ids`, `labels` and `weights` [B, T], T a multiple of `MULTIPLE`."""
+    length = max(map(_padded, rows))
     input_ids = torch.zeros(len(rows), length, dtype=torch.long)
     labels = torch.full((len(rows), length), IGNORED)
     weights = torch.zeros(len(rows), length)
@@ -61,12 +63,17 @@ def pad(rows: Sequence[Encoded], multiple: int = 16) -> dict[str, torch.Tensor]:
     return {"input_ids": input_ids, "labels": labels, "weights": weights}
 
 
+def _padded(row: Encoded) -> int:
+    return math.ceil(len(row[0]) / MULTIPLE) * MULTIPLE
+
+
 def _cut(encoded: Sequence[Encoded], batch_tokens: int) -> Iterator[list[Encoded]]:
+    """Batches of rows sorted by length, each as many as `batch_tokens` tokens hold with their padding."""
     rows: list[Encoded] = []
-    for pair in encoded:
-        if rows and len(pair[0]) * (len(rows) + 1) > batch_tokens:
+    for row in encoded:
+        if rows and _padded(row) * (len(rows) + 1) > batch_tokens:
             yield rows
             rows = []
-        rows.append(pair)
+        rows.append(row)
     if rows:
         yield rows

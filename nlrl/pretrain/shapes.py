@@ -47,6 +47,14 @@ SHAPES: dict[str, dict[str, Any]] = {
         "n_head": 4,
         "block_size": 4096,
     },
+    # Narrow layers and many: a layer has one mixer and no feed-forward part.
+    "bimamba": {
+        "model_type": "bimamba",
+        "d_model": 128,
+        "n_layer": 14,
+        "ssm_cfg": {"layer": "Mamba2", "d_state": 64, "headdim": 32, "chunk_size": 64, "expand": 2},
+        "tie_embeddings": True,
+    },
     "transformer": {
         "model_type": "llama",
         "hidden_size": 128,

@@ -99,6 +99,7 @@ def pretrain(config: PretrainConfig, out: Path) -> list[dict[str, Any]]:
         if backbone not in SHAPES:
             raise UnknownNameError("shape of a boxed model", backbone, SHAPES)
     torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape, which takes longer than a step
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     started = time.perf_counter()
