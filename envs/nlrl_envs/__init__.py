@@ -16,6 +16,7 @@ import pettingzoo
 ENVS: dict[str, str] = {
     "maze": "nlrl_envs.maze:MazeText",
     "tic_tac_toe": "nlrl_envs.tic_tac_toe:TicTacToe",
+    "breakthrough": "nlrl_envs.breakthrough:Breakthrough",
 }
 
 REFERENCES: dict[str, str] = {
@@ -24,6 +25,7 @@ REFERENCES: dict[str, str] = {
 """Games with an exact solver: id -> "module:callable" that takes the game and starts and gives a `Reference`."""
 
 gymnasium.register(id="nlrl/Maze-v0", entry_point="nlrl_envs.maze:MazeEnv")
-pettingzoo.register("aec", "nlrl/tic_tac_toe-v0", "nlrl_envs.tic_tac_toe:env")
+for _name in ("tic_tac_toe", "breakthrough"):
+    pettingzoo.register("aec", f"nlrl/{_name}-v0", f"nlrl_envs.{_name}:env")
 
 __all__ = ["ENVS", "REFERENCES"]

@@ -46,8 +46,10 @@ def main():
         for reference in filter(None, (backbone.config, backbone.model)):
             registry.resolve(reference)
     for prompts in nlrl_prompts.available():
+        shared = (nlrl_prompts.ROOT / prompts / "_shared").is_dir()
         for env in nlrl_envs.ENVS:
-            assert nlrl_prompts.load(prompts, env)
+            if shared or (nlrl_prompts.ROOT / prompts / env).is_dir():
+                assert nlrl_prompts.load(prompts, env)
     assert "maze" in config.recipes()
     for recipe in config.recipes():
         assert config.load_config(recipe, {})
