@@ -146,6 +146,8 @@ def _follow_one_request(vllm_config: Any, specs: dict[str, Any], tokens: int, we
 
     vllm_config.cache_config.kv_cache_layout = "LBHNC"  # that of CPUs; the blocks do not depend on it
     (cache_config,) = kv_cache_utils.get_kv_cache_configs(vllm_config, [specs], [64 << 30])
+    # As vLLM's engine does between the two.
+    vllm_config.cache_config.block_size = min(group.kv_cache_spec.block_size for group in cache_config.kv_cache_groups)
     block_size, hash_block_size = kv_cache_utils.resolve_kv_cache_block_sizes(cache_config, vllm_config)
     cache_config.hash_block_size = hash_block_size
     cache_config.cache_hit_alignment_tokens = kv_cache_utils.resolve_cache_hit_alignment_tokens(
@@ -159,24 +161,21 @@ def _follow_one_request(vllm_config: Any, specs: dict[str, Any], tokens: int, we
     request = _request(vllm_config, prompt, tokens, hash_block_size)
     scheduler.add_request(request)
     managers = scheduler.kv_cache_manager.coordinator.single_type_managers
-    prefill, highest, held = 0, 0, [0] * len(managers)
+    prefill, highest, groups = 0, 0, ()
     while request.num_tokens < tokens:
         decoding = request.num_tokens > prompt
         step = scheduler.schedule()
-        held = [sum(not block.is_null for block in manager.req_to_blocks["0"]) for manager in managers]
-        prefill, highest = max(prefill, 0 if decoding else sum(held)), max(highest, sum(held) if decoding else 0)
+        groups = groups_of(cache_config, managers, "0")
+        held = sum(group.blocks for group in groups)
+        prefill, highest = max(prefill, 0 if decoding else held), max(highest, held if decoding else 0)
         sampled = [[1] if request.num_computed_tokens >= request.num_tokens else []]
         scheduler.update_from_output(step, ModelRunnerOutput(["0"], {"0": 0}, sampled))
-    groups = [
-        GroupUse(_kind(group.kv_cache_spec), len(group.layer_names), group.kv_cache_spec.block_size, blocks)
-        for group, blocks in zip(cache_config.kv_cache_groups, held, strict=True)
-    ]
     return CacheUse(
         tokens=tokens,
         weight_bytes=weight_bytes,
         page_bytes=cache_config.kv_cache_groups[0].kv_cache_spec.page_size_bytes,
-        block_bytes=cache_config.kv_cache_tensors[0].size // cache_config.num_blocks,
-        groups=tuple(groups),
+        block_bytes=bytes_a_block(cache_config),
+        groups=groups,
         highest_blocks=highest,
         prefill_blocks=prefill,
     )
@@ -195,6 +194,24 @@ def _request(vllm_config: Any, prompt: int, tokens: int, hash_block_size: int) -
         hasher = kv_cache_utils.get_request_block_hasher(hash_block_size, function)
     how = SamplingParams(max_tokens=tokens - prompt, ignore_eos=True)
     return Request("0", [n % 1000 for n in range(prompt)], how, None, block_hasher=hasher)
+
+
+def groups_of(cache_config: Any, managers: Sequence[Any], request_id: str) -> tuple[GroupUse, ...]:
+    """The blocks that a request holds now, by vLLM's groups of layers and their block managers."""
+    return tuple(
+        GroupUse(
+            kind=_kind(group.kv_cache_spec),
+            layers=len(group.layer_names),
+            block_size=group.kv_cache_spec.block_size,
+            blocks=sum(not block.is_null for block in manager.req_to_blocks[request_id]),
+        )
+        for group, manager in zip(cache_config.kv_cache_groups, managers, strict=True)
+    )
+
+
+def bytes_a_block(cache_config: Any) -> int:
+    """What the pool gives up for one block: a page of each layer of the largest group."""
+    return cache_config.kv_cache_tensors[0].size // cache_config.num_blocks
 
 
 def _kind(spec: Any) -> str:

@@ -1,7 +1,7 @@
 """Shapes of large models as data: what ``config.json`` says of each, for measurements with random weights.
 
 ``nlrl_backbones.cache_bytes`` and ``backbones/check_gpu.py --load`` write one of these to a folder and have vLLM read
-it like any other model. All go on to 16,384 positions, so that a sequence of 8k tokens can be decoded further.
+it like any other model. All take 16,384 positions at least, so that a sequence of 8k tokens can be decoded further.
 """
 
 import json
@@ -28,6 +28,14 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 24,
         "num_attention_heads": 16,
         "max_position_embeddings": _POSITIONS,
+    },
+    # Tang et al. 2024 (arXiv 2411.11843), as it is served: projections of one bit a weight.
+    "bimamba-2.7b": {
+        "model_type": "bimamba",
+        "architectures": ["BiMambaForCausalLM"],
+        "d_model": 2560,
+        "n_layer": 64,
+        "weight_format": "packed",
     },
     # Loshchilov et al. 2024 (arXiv 2410.01131), table 2.
     "ngpt-1b": {

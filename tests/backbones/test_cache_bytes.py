@@ -62,6 +62,16 @@ def test_llama_3b_holds_what_hymbas_paper_says(tmp_path: Path):
     assert "500 blocks = 917.5 MB held" in describe("llama", use)[-1]
 
 
+def test_packed_bimamba_needs_half_a_gigabyte(tmp_path: Path):
+    from nlrl_backbones.cache_bytes import measure
+    from nlrl_backbones.shapes import write_shape
+
+    use = measure(write_shape("bimamba-2.7b", tmp_path), 8192)
+    assert 0.45e9 < use.weight_bytes < 0.55e9
+    states = 64 * (80 * 64 * 128 * 4 + 5376 * 3 * 2)  # float32, and the convolution's last inputs in bfloat16
+    assert (blocks(use, "scan state"), use.bytes) == (1, states)
+
+
 def test_an_unknown_shape_is_refused(tmp_path: Path):
     from nlrl_backbones.shapes import write_shape
 
