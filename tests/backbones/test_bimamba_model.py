@@ -275,7 +275,7 @@ def test_the_trainers_loss_is_the_plain_one_over_real_positions(model, padded_le
         summed = distill.Distillation(teacher, use_kd)(output, lesson["labels"], num_items_in_batch=10)
         following = lesson["labels"].roll(-1, dims=1)
         following[:, -1] = distill.IGNORED
-        counted = lesson["labels"] != distill.IGNORED if use_kd == 1 else following != distill.IGNORED
+        counted = following != distill.IGNORED
         student, taught = output.logits[counted].log_softmax(-1), teacher.table(lesson["input_ids"])[counted]
         soft = -(taught.softmax(-1) * student).sum(-1)
         hard = -student.gather(1, following[counted].clamp(min=0)[:, None])[:, 0]

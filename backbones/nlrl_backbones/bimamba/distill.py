@@ -58,7 +58,8 @@ class Distillation:
 
     ``Trainer(model=student, compute_loss_func=Distillation(teacher), ...)``. Labels must be the input ids, -100 at
     padding, as ``DataCollatorForLanguageModeling(mlm=False)`` makes them: the teacher reads its input from them.
-    Every real token counts as a position, the last one too where only the teacher is asked.
+    Positions that a label follows are counted, as the trainer counts them when it accumulates gradients; so the last
+    token of a row is left out.
 
     Args:
         teacher: a causal language model; it is put into evaluation mode and never changed.
@@ -81,10 +82,7 @@ class Distillation:
         with torch.no_grad():
             ids = labels.masked_fill(~real, 0)
             teacher = self.teacher(input_ids=ids, attention_mask=real.long(), use_cache=False).logits
-        if self.use_kd == SOFT:
-            following = labels  # which positions count; the ids themselves are not asked for
-        else:
-            following = F.pad(labels[:, 1:], (0, 1), value=IGNORED).masked_fill(~real, IGNORED)
+        following = F.pad(labels[:, 1:], (0, 1), value=IGNORED).masked_fill(~real, IGNORED)
         return distillation_loss(logits, teacher, following, use_kd=self.use_kd, count=num_items_in_batch)
 
 
