@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from rich.console import Console
 
@@ -234,10 +235,11 @@ def _model_name(config: RunConfig) -> str:
 
 def _engine_name(config: RunConfig) -> str:
     chosen = config.engine
-    where = (
-        f" at {chosen.base_url}" if chosen.kind == "http" else f" on {chosen.kind}" if chosen.kind != "oracle" else ""
-    )
-    return f"{_model_name(config)}{where}"
+    if chosen.kind == "http":
+        # Not the whole URL: somebody may have put a key where it does not belong, and is told so in a moment.
+        hosts = [urlsplit(url).netloc.rpartition("@")[2] for url in (chosen.base_url or "").split(",")]
+        return f"{_model_name(config)} at {', '.join(hosts)}"
+    return _model_name(config) if chosen.kind == "oracle" else f"{_model_name(config)} on {chosen.kind}"
 
 
 def _title(config: RunConfig, engine: Engine) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Mapping
+from contextlib import closing
+from functools import lru_cache
 
 from nlrl.store_schema import SCHEMA_VERSION, TABLES, pack_text
 
@@ -53,9 +55,10 @@ def schema_rows(connection: sqlite3.Connection) -> list[tuple[str, str, str | No
     return sorted(connection.execute("SELECT type, name, sql FROM sqlite_schema"), key=repr)
 
 
+@lru_cache(maxsize=8)
 def expected_rows(version: int) -> list[tuple[str, str, str | None]]:
     """What `schema_rows` says of a genuine record of this version."""
-    with sqlite3.connect(":memory:") as model:
+    with closing(sqlite3.connect(":memory:")) as model:
         model.executescript(tables_of(version) or "")
         return schema_rows(model)
 

@@ -111,8 +111,8 @@ def _checked_url(url: str) -> str:
         parts, usable = urlsplit(""), False
     if not usable:
         raise ConfigError("The base URL cannot be used; write it like http://127.0.0.1:8000/v1.")
-    if parts.username or parts.password:
-        raise ConfigError(f"Leave the password out of the base URL and set {KEY_VARIABLES[0]} instead.")
+    if parts.username or parts.password or parts.query:
+        raise ConfigError(f"Leave the password and the query out of the base URL; set {KEY_VARIABLES[0]} instead.")
     path = parts.path.rstrip("/") or "/v1"
     return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
 

@@ -130,6 +130,9 @@ class ScriptedServer:
         entry = len(script.seen)
         script.seen.append(Seen(float("inf"), "", fault))
         await asyncio.sleep(script.delay_s)
+        if fault == "401 echo":
+            key = max(script.keys, key=len)
+            return _send(writer, "401 No", json.dumps({"error": {"message": f"bad key {key}"}}).encode())
         reply = script.answer(body)
         again = await misbehave(writer, fault, reply) if fault else _send(writer, OK_STATUS, json.dumps(reply).encode())
         script.seen[entry] = Seen(time.monotonic(), hashlib.sha256(raw).hexdigest(), fault)

@@ -2,7 +2,7 @@
 
 import nlrl.cli
 import nlrl.engine.http
-import nlrl.session
+import nlrl.session  # noqa: F401
 import nlrl_envs.maze  # noqa: F401
 from nlrl.manifest import code_digest
 

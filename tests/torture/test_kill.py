@@ -22,7 +22,7 @@ def test_sigkill_at_random_moments(kills, games, tmp_path: Path, row):
     with ScriptedServer(scripted(arithmetic_answers())) as server:
         arguments = ["maze", "--base-url", server.url, *OVER_HTTP, "-s", f"env.starts={games}"]
         kill_until_done(server, tmp_path, "never-killed", arguments, rng, 0)
-        wanted, calls = _digest(tmp_path / "never-killed"), recorded_calls(tmp_path / "never-killed")
+        wanted, calls = _digest(tmp_path / "never-killed"), len(recorded_calls(tmp_path / "never-killed"))
         assert calls > 20 * games
         while all_found.kills < kills:
             runs += 1
