@@ -134,6 +134,14 @@ def test_the_callback_trains_as_the_published_loop_does(folders, golden):
     assert_weights(model, data, "train.after5.", recipe["lr"])
 
 
+def test_the_callback_normalises_before_the_first_step(folders):
+    model = fresh(folders, "ngpt")
+    with torch.no_grad():
+        model.lm_head.weight.mul_(2)
+    steps_through_the_callback_handler(model, None, [NormalizeMatrices()], [])
+    torch.testing.assert_close(model.lm_head.weight.norm(dim=-1), torch.ones(192), atol=1e-6, rtol=0)
+
+
 def test_transformers_trainer_takes_the_callback_as_it_is(folders, golden, tmp_path):
     """Five steps with the model's own loss, against a plain loop."""
     pytest.importorskip("accelerate", reason="transformers' Trainer needs accelerate")
