@@ -76,8 +76,7 @@ def remove_recorded(runs: Path, run_id: str) -> None:
 
 def recorded(runs: Path, run_id: str) -> Path:
     """The folder of a run; raises `NoSuchRunError`, which names the latest runs, when there is none."""
-    folder = runs / run_id
-    known = list_runs(runs)
+    folder, known = runs / run_id, list_runs(runs)
     if run_id not in {run.id for run in known}:
         names = ", ".join(run.id for run in known[:5]) or "none yet"
         raise NoSuchRunError(f"There is no run '{run_id}' in {runs}; the latest are: {names}.")

@@ -14,8 +14,8 @@ import typer
 from nlrl import __version__
 from nlrl.config import load_config, parse_override, recipes
 from nlrl.errors import ConfigError, NlrlError
-from nlrl.safe_text import one_line, safe_text
 from nlrl.redact import redact, redact_logs
+from nlrl.safe_text import one_line, safe_text
 
 app = typer.Typer(
     name="nlrl",

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from rich.console import Console
 
-from nlrl.archive import table_of
+from nlrl.archive import recorded, table_of
 from nlrl.ask import Asker
 from nlrl.budget import Gate, is_limited
 from nlrl.config import RunConfig, with_overrides
@@ -101,10 +101,11 @@ async def resume_recorded(place: Place, overrides: Mapping[str, Any], *, force_n
         ResumeError: something that decides the answers has changed; the sentence names it.
     """
     assert place.run_id is not None
-    with RunReader.open(place.runs / check_run_id(place.run_id)) as reader:
-        recorded, table = reader.config, table_of(reader.results) if reader.status == "finished" else None
+    check_run_id(place.run_id)
+    with RunReader.open(recorded(place.runs, place.run_id)) as reader:
+        tree, table = reader.config, table_of(reader.results) if reader.status == "finished" else None
         before = reader.identity
-    config = with_overrides(recorded, overrides)
+    config = with_overrides(tree, overrides)
     if force_new:
         return await run_recorded(config, Place(place.runs, None, place.plain))
     now = {f"config.{key}": value for key, value in flat(config.model_dump(mode="json")).items() if not is_free(key)}

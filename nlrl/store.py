@@ -224,6 +224,7 @@ class RunStore:
                 db.execute(
                     "UPDATE run SET status = ?, finished = ?, seconds = seconds + ?", (status, _now(), float(seconds))
                 )
+            self._file.settle()
         finally:
             self.close()
 

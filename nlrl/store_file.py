@@ -138,6 +138,12 @@ class RunFile:
             )
         return False
 
+    def settle(self) -> None:
+        """Make the record one plain file, which needs no log beside it to be read; not while somebody reads it."""
+        with suppress(sqlite3.Error):
+            self._db.execute("PRAGMA busy_timeout = 0")
+            self._db.execute("PRAGMA journal_mode = DELETE")
+
     def close(self) -> None:
         """Close the file and let go of the lock; safe to call twice."""
         if self._open:

@@ -24,7 +24,7 @@ def record_file(path: Path | str) -> Path:
     """The SQLite file of a run's folder, or the file itself; raises `NoSuchRunError` when there is none."""
     file = Path(path)
     file = file / FILE_NAME if file.is_dir() else file
-    if not file.is_file():
+    if not file.is_file() or file.is_symlink():
         raise NoSuchRunError(f"There is no recorded run at '{path}'.")
     return file
 

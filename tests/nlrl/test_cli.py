@@ -72,7 +72,7 @@ def test_the_record_replays_and_becomes_a_picture(finished, tmp_path):
         (["sweep", "--map", "nope"], "Unknown map 'nope'"),
         (["replay", "none"], "There is no run 'none'"),
         (["export", "none", "x.jsonl"], "There is no run 'none'"),
-        (["resume", "none"], "There is no recorded run"),
+        (["resume", "none"], "There is no run 'none'"),
         (["resume", "../x"], "The run id '../x' cannot be used"),
     ],
 )

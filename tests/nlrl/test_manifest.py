@@ -101,7 +101,7 @@ def test_force_new_begins_another_run(runs):
 
 
 def test_mistakes_are_one_sentence(runs):
-    with pytest.raises(NoSuchRunError, match="no recorded run"):
+    with pytest.raises(NoSuchRunError, match="There is no run"):
         asyncio.run(resume_recorded(Place(runs, "none", plain=True), {}))
     with pytest.raises(UnknownNameError, match=r"Did you mean 'env\.map'"):
         resume(runs, {"env.mpa": "x"})
