@@ -8,6 +8,7 @@ ROOT = Path(__file__).parents[2]
 FOLDERS = ("nlrl", "backbones", "envs", "kernels", "prompts", "tests")
 
 FOREIGN_SIGNATURES = {
+    ("backbones/nlrl_backbones/bimamba/model.py", "forward"): "transformers calls it with these names",
     ("backbones/nlrl_backbones/diff_transformer/model.py", "forward"): "transformers calls it with these names",
     ("backbones/nlrl_backbones/hymba/model.py", "forward"): "transformers calls it with these names",
     ("backbones/nlrl_backbones/ngpt/model.py", "forward"): "transformers calls it with these names",

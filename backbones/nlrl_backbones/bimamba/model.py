@@ -189,14 +189,13 @@ class BiMambaForCausalLM(BiMambaPreTrainedModel, GenerationMixin):
         logits_to_keep: int = 0,
         inputs_embeds: torch.Tensor | None = None,
         cache_params: Cache | None = None,
-        num_items_in_batch: int | torch.Tensor | None = None,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Logits [B, T, V] in float32 or wider, and the mean next-token loss of ``labels``.
 
         ``labels`` [B, T] hold -100 where a token carries no loss; label t is compared with the logits at t - 1.
         ``logits_to_keep`` asks for the logits of the last so many tokens only; 0 means all. ``cache_params`` is
-        another name of ``past_key_values``, which transformers uses for models named after Mamba. The trainers give
-        ``num_items_in_batch``, by which the summed loss is divided instead. The rest is as in ``BiMambaModel``.
+        another name of ``past_key_values``, which transformers uses for models named after Mamba. The rest is as in
+        ``BiMambaModel``.
         """
         if use_cache is None and labels is not None:
             use_cache = False
@@ -205,11 +204,7 @@ class BiMambaForCausalLM(BiMambaPreTrainedModel, GenerationMixin):
         logits_BTV = wide(self.lm_head(output.last_hidden_state[:, -logits_to_keep:]))
         loss = None
         if labels is not None:
-            reduction = "mean" if num_items_in_batch is None else "sum"
-            loss = F.cross_entropy(
-                logits_BTV[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction=reduction
-            )
-            loss = loss if num_items_in_batch is None else loss / num_items_in_batch
+            loss = F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
         result = CausalLMOutputWithPast(loss, logits_BTV, output.past_key_values, output.hidden_states)  # type: ignore[arg-type]
         return result.to_tuple() if return_dict is False else result
 
