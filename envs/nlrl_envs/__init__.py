@@ -17,6 +17,7 @@ ENVS: dict[str, str] = {
     "maze": "nlrl_envs.maze:MazeText",
     "tic_tac_toe": "nlrl_envs.tic_tac_toe:TicTacToe",
     "breakthrough": "nlrl_envs.breakthrough:Breakthrough",
+    "connect_four": "nlrl_envs.connect_four:ConnectFour",
 }
 
 REFERENCES: dict[str, str] = {
@@ -25,7 +26,7 @@ REFERENCES: dict[str, str] = {
 """Games with an exact solver: id -> "module:callable" that takes the game and starts and gives a `Reference`."""
 
 gymnasium.register(id="nlrl/Maze-v0", entry_point="nlrl_envs.maze:MazeEnv")
-for _name in ("tic_tac_toe", "breakthrough"):
+for _name in ("tic_tac_toe", "breakthrough", "connect_four"):
     pettingzoo.register("aec", f"nlrl/{_name}-v0", f"nlrl_envs.{_name}:env")
 
 __all__ = ["ENVS", "REFERENCES"]

@@ -34,6 +34,14 @@ class Position(NamedTuple):
     """The game ended because `seat` made no legal move."""
 
 
+class Verdict(NamedTuple):
+    """What perfect play makes of a position or a move: V* or Q*, never the value of some policy."""
+
+    value: float
+    """1 won, 0 drawn, -1 lost, for whom the giver says; an estimate strictly between 1 and -1 when not exact."""
+    exact: bool
+
+
 def bits(squares: int) -> Iterator[int]:
     """The squares of a set, ascending."""
     while squares:
@@ -232,3 +240,24 @@ class BoardGame(ABC):
         if not (known or forfeited or (not position.forfeit and position.result == settled)):
             raise ValueError(refusal)
         return position
+
+
+class Solver(ABC):
+    """What grades a board game; the module `<name>_solver` of each game has one, made from any game on that board."""
+
+    def __init__(self, game: BoardGame) -> None:
+        self._game = game.clone()
+
+    @abstractmethod
+    def verdict(self, position: Position) -> Verdict:
+        """V* for seat 0."""
+
+    def move_verdicts(self, position: Position) -> dict[str, Verdict]:
+        """Q* of each legal move for the one who makes it; {} when the game is over."""
+        if position.result is not None:
+            return {}
+        sign, found = 1 - 2 * position.seat, {}
+        for move, number in self._game.legal_moves(position).items():
+            value, exact = self.verdict(self._game.play(position, number))
+            found[move] = Verdict(sign * value, exact)
+        return found

@@ -12,14 +12,14 @@ from functools import lru_cache
 import numpy as np
 
 from nlrl_envs import breakthrough_core as core
-from nlrl_envs.board_game import Position
+from nlrl_envs.board_game import Position, Solver, Verdict
 from nlrl_envs.breakthrough import Breakthrough
 
 TABLE_BITS = 23
 """2^23 entries, 64 MiB; with 2^22 the start of 5x5 takes as long, 3,000 random positions a quarter longer."""
 
 
-class BreakthroughSolver:
+class BreakthroughSolver(Solver):
     """Exact verdicts for one size of board. Threads may share a solver: an entry of its table is one word.
 
     Args:
@@ -30,8 +30,6 @@ class BreakthroughSolver:
         ValueError: the board is too large.
     """
 
-    exact = True
-
     def __init__(self, game: Breakthrough, table_bits: int = TABLE_BITS) -> None:
         rows, columns = game.grid
         if rows * columns > core.SOLVABLE_SQUARES:
@@ -39,7 +37,7 @@ class BreakthroughSolver:
                 f"Breakthrough is solved on boards of up to {core.SOLVABLE_SQUARES} squares, not on {rows}x{columns}; "
                 "take a smaller board, or the opponent 'mcts'."
             )
-        self._game = game.clone()
+        super().__init__(game)
         self._rules = core.rules_of(game)
         self._table = np.zeros(1 << table_bits, np.uint64)
         self._counters = np.zeros(1, np.int64)
@@ -56,17 +54,10 @@ class BreakthroughSolver:
         first, second, seat, *_ = position
         return bool(core.wins(self._rules, self._table, self._counters, first, second, seat))
 
-    def value(self, position: Position) -> float:
-        """V*: the return of seat 0 under perfect play, 1 or -1."""
-        return 1.0 if self.mover_wins(position) == (position.seat == 0) else -1.0
+    def verdict(self, position: Position) -> Verdict:
+        """V* for seat 0: 1 or -1, always exact."""
+        return Verdict(1.0 if self.mover_wins(position) == (position.seat == 0) else -1.0, True)
 
-    def move_values(self, position: Position) -> dict[str, float]:
-        """Q* of each legal move for the one who makes it, 1 if it wins and -1 if it loses; {} when the game is over."""
-        if position.result is not None:
-            return {}
-        sign = 1 - 2 * position.seat
-        moves = self._game.legal_moves(position)
-        return {move: sign * self.value(self._game.play(position, number)) for move, number in moves.items()}
 
 
 @lru_cache(maxsize=4)

@@ -134,14 +134,14 @@ def test_the_solver_equals_the_whole_table_of_a_small_board(size: str):
     table = tabulate(Breakthrough(size))
     solver = BreakthroughSolver(Breakthrough(size), table_bits=12)
     values_S = optimal_values(table)
-    assert [solver.value(state) for state in table.states_S] == values_S.tolist()
+    assert [solver.verdict(state).value for state in table.states_S] == values_S.tolist()
     assert len(values_S) > 400
 
 
 @pytest.fixture(scope="module")
 def solver() -> BreakthroughSolver:
     solver = BreakthroughSolver(Breakthrough())
-    assert solver.value(Breakthrough().start()) == -1, "white, who moves second, wins 5x5"
+    assert solver.verdict(Breakthrough().start()) == (-1, True), "white, who moves second, wins 5x5"
     return solver
 
 
@@ -168,16 +168,16 @@ def test_the_solver_equals_brute_force_on_400_endings(solver: BreakthroughSolver
 
 
 def test_all_first_moves_lose(solver: BreakthroughSolver):
-    assert list(solver.move_values(Breakthrough().start()).values()) == [-1.0] * 13
+    assert list(solver.move_verdicts(Breakthrough().start()).values()) == [(-1, True)] * 13
 
 
 def test_3000_positions_are_graded_in_seconds(solver: BreakthroughSolver):
     positions = random_positions(3000)
     begun = time.process_time()
-    values = [solver.value(p) for p in positions]
+    values = [solver.verdict(p).value for p in positions]
     assert time.process_time() - begun < 10
     for position, value in zip(positions[::30], values[::30], strict=True):
-        assert max(solver.move_values(position).values()) == value * (1 - 2 * position.seat)
+        assert max(solver.move_verdicts(position).values()) == (value * (1 - 2 * position.seat), True)
 
 
 def test_mirrored_positions_have_one_verdict(solver: BreakthroughSolver):
@@ -191,7 +191,7 @@ def test_mirrored_positions_have_one_verdict(solver: BreakthroughSolver):
 def test_finished_games_have_their_value_and_large_boards_are_refused():
     game = at("..... ...w. b.... ..... .....", 1)
     game.step("d4e5")
-    assert solver_of(game).value(game.state) == -1
-    assert solver_of(game).move_values(game.state) == {}
+    assert solver_of(game).verdict(game.state) == (-1, True)
+    assert solver_of(game).move_verdicts(game.state) == {}
     with pytest.raises(ValueError, match="up to 28 squares, not on 6x5"):
         BreakthroughSolver(Breakthrough("6x5"))
