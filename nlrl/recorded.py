@@ -51,8 +51,7 @@ class RecordedEngine:
         self._gate = gate
         self._reused = reused
         self._require = require_constraints
-        info = engine.describe()
-        self._model = "\n".join((info.kind, info.model, info.fingerprint))
+        self.reloaded()
         # A new record has nothing to look up, and a run of a million calls would look for each of them.
         self._look_up = store.totals.calls > 0
         self._flying: set[asyncio.Task[Completion]] = set()
@@ -79,6 +78,11 @@ class RecordedEngine:
     def record_failure(self, request: Request, failure: Failure) -> None:
         """A `nlrl.ask.RecordFailure`: the answer to `request` could not be used."""
         self._store.record_failure(self._key(request), failure)
+
+    def reloaded(self) -> None:
+        """The engine's weights were replaced: from now on it is another model that answers."""
+        info = self._engine.describe()
+        self._model = "\n".join((info.kind, info.model, info.fingerprint))
 
     async def drain(self) -> None:
         """Wait for the answers that are being paid for, and take back the questions that were not sent yet."""

@@ -89,7 +89,8 @@ def build_engine(config: RunConfig, task: Task) -> Engine:
         return make(wanted.base_url, model=wanted.model, settings=settings)
     if wanted.kind not in ("vllm", "torch"):
         raise ConfigError(f"Engine '{wanted.kind}' cannot be started from a recipe; use it from Python.")
-    return make(registry.resolve_model(wanted.backbone), seed=config.seed)
+    more = {"batch_invariant": True} if wanted.batch_invariant and wanted.kind == "vllm" else {}
+    return make(registry.resolve_model(wanted.backbone), seed=config.seed, **more)
 
 
 def build_prompts(config: RunConfig, engine: Engine) -> PromptSet:

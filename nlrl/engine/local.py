@@ -8,16 +8,33 @@ from typing import Any
 
 from nlrl.engine.base import Message, Request
 from nlrl.errors import ContextLengthError
+from nlrl.model_files import check_model_folder, fingerprint
+from nlrl.registry import ResolvedModel, resolve_model
 
-SETTLE_TURNS = 6
-"""Turns of the event loop in which a coroutine whose reply came asks its next question: the reply's future, the
-waiting task, the operators between them and the new request each take one, and none of them waits for anything else."""
+SETTLE_TURNS = 12
+"""Turns of the event loop in which a coroutine whose reply came asks its next question: the reply's future, the tasks
+that wait and record, the operators between them, the game's next event and the new request each take one or two, and
+none of them waits for anything else."""
 
 
 async def settle() -> None:
     """Return when every coroutine that was ready to ask has asked."""
     for _ in range(SETTLE_TURNS):
         await asyncio.sleep(0)
+
+
+def opened(model: ResolvedModel | str) -> tuple[ResolvedModel, str]:
+    """A model with its files on this machine, looked at (`nlrl.model_files`), and the fingerprint of its files.
+
+    Raises:
+        UnsafeFileError: a file could do harm.
+        EngineError: the model cannot be fetched.
+    """
+    resolved = (resolve_model(model) if isinstance(model, str) else model).fetch()
+    assert resolved.path is not None
+    if resolved.source != "boxed":
+        check_model_folder(resolved.path)
+    return resolved, fingerprint(resolved.path)
 
 
 def encode_messages(tokenizer: Any, messages: Sequence[Message]) -> list[int]:

@@ -10,15 +10,16 @@ import asyncio
 import random
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import groupby
 from typing import Any
 
 from nlrl.engine.base import Completion, Constraint, EngineInfo, Request, Sampling
-from nlrl.engine.local import encode_request, settle
+from nlrl.engine.local import encode_request, opened, settle
 from nlrl.errors import EngineError, EngineUnavailableError
-from nlrl.registry import ResolvedModel, resolve_model
+from nlrl.registry import ResolvedModel
 
 Job = tuple[Request, list[int], asyncio.Future[Completion]]
 
@@ -40,7 +41,7 @@ class TorchEngine:
     def __init__(
         self, model: ResolvedModel | str, *, seed: int = 0, device: str = "auto", batch_size: int = 32
     ) -> None:
-        resolved = (resolve_model(model) if isinstance(model, str) else model).fetch()
+        resolved, self._fingerprint = opened(model)
         assert resolved.prompt_set is not None
         self.prompt_set = resolved.prompt_set
         self._id = resolved.id
@@ -83,7 +84,7 @@ class TorchEngine:
         if self._grammars is None:
             notes.append("Replies are not constrained: xgrammar is not installed.")
         device = "none" if self._model is None else str(self._model.device)
-        return EngineInfo("torch", self._id, device, versions, tuple(notes))
+        return EngineInfo("torch", self._id, device, versions, tuple(notes), self._fingerprint)
 
     async def close(self) -> None:
         """Let go of the model; safe to call twice."""
@@ -119,8 +120,9 @@ class TorchEngine:
             for _, _, future in jobs:
                 future.set_exception(failure)
             return
-        for (_, _, future), completion in zip(jobs, completions, strict=True):
-            future.set_result(completion)
+        for (request, _, future), completion in zip(jobs, completions, strict=True):
+            finished = request.constraint is not None and completion.finish_reason == "stop"
+            future.set_result(replace(completion, constrained=self._grammars is not None if finished else None))
 
     def _complete(self, requests: list[Request], prompts_B: list[list[int]]) -> list[Completion]:
         """One batch of requests with equal settings; axes B request, T token."""

@@ -14,16 +14,18 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nlrl.engine.base import Completion, Constraint, EngineInfo, Request, Sampling
-from nlrl.engine.local import encode_request, settle
+from nlrl.engine.local import encode_request, opened, settle
 from nlrl.engine.vllm_setup import find_device, first_line, prepare_environment, refusals, sampling_params, start, stop
 from nlrl.errors import EngineError
-from nlrl.registry import ResolvedModel, resolve, resolve_model
+from nlrl.model_files import fingerprint
+from nlrl.registry import ResolvedModel, resolve
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +38,7 @@ class _Flight:
     id: str
     key: tuple[Any, ...] | None
     prompt_ids: tuple[int, ...]
+    constrained: bool
     future: asyncio.Future[Completion]
     waiting: int = 0
 
@@ -54,6 +57,8 @@ class VllmEngine:
         model: what to load; a name is resolved as `nlrl.registry.resolve_model` says.
         seed: of the engine's random draws; with it, the same requests in the same order give the same replies.
         device: "auto" takes a CUDA device when this vLLM is built for one.
+        batch_invariant: vLLM's mode in which a reply does not depend on what else is in the batch; CUDA only, and
+            only for the attention backends that have it.
         arguments: vLLM's own engine arguments, on top of those chosen here ("max_model_len", "dtype", ...).
 
     Several engines may run side by side; the memory of those closed earlier is freed when the last is closed.
@@ -69,15 +74,18 @@ class VllmEngine:
         *,
         seed: int = 0,
         device: str = "auto",
+        batch_invariant: bool = False,
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
-        resolved = (resolve_model(model) if isinstance(model, str) else model).fetch()
+        resolved, self._fingerprint = opened(model)
         assert resolved.path is not None
         assert resolved.prompt_set is not None
         self.prompt_set = resolved.prompt_set
         self._id = resolved.id
-        prepare_environment()
+        prepare_environment(batch_invariant=batch_invariant)
         self._device = find_device(device)
+        if batch_invariant and self._device != "cuda":
+            raise EngineError("vLLM's batch-invariant mode needs an NVIDIA GPU; leave engine.batch_invariant off here.")
         self._refusals = refusals()
         self._engine: Any = start(resolved.path, self._device, seed, arguments or {})
         config = self._engine.vllm_config.model_config
@@ -137,7 +145,7 @@ class VllmEngine:
             notes.append(f"{self._counts.unseeded} requests asked for a seed of their own, which was ignored.")
         if self._counts.shared:
             notes.append(f"{self._counts.shared} requests equalled one in flight and shared its computation.")
-        return EngineInfo("vllm", self._id, place, versions, tuple(notes))
+        return EngineInfo("vllm", self._id, place, versions, tuple(notes), self._fingerprint)
 
     def update_weights(self, source: Path | str | Iterable[tuple[str, torch.Tensor]]) -> None:
         """Replace the weights in place, from a folder of safetensors or from (name, tensor) pairs.
@@ -161,6 +169,7 @@ class VllmEngine:
             raise EngineError(f"The weights cannot be loaded into '{self._id}': {first_line(error)}.") from error
         finally:
             self._engine.reset_prefix_cache()
+            self._fingerprint = _after(self._fingerprint, source)
 
     async def close(self) -> None:
         """Stop the engine and free its memory; requests in flight fail. Safe to call twice."""
@@ -180,7 +189,8 @@ class VllmEngine:
             self._counts.shared += 1
             return same
         future = asyncio.get_running_loop().create_future()
-        flight = _Flight(str(next(self._numbers)), key, tuple(prompt_ids), future, 1)
+        number, constrained = str(next(self._numbers)), request.constraint is not None
+        flight = _Flight(number, key, tuple(prompt_ids), constrained, future, 1)
         try:
             prompt = {"type": "token", "prompt_token_ids": prompt_ids}
             self._engine.add_request(flight.id, prompt, self._parameters(request))
@@ -239,6 +249,8 @@ class VllmEngine:
             error=error,
             prompt_tokens=len(flight.prompt_ids),
             completion_tokens=len(ids),
+            logprobs=tuple(here[token].logprob for token, here in zip(ids, answer.logprobs or (), strict=False)),
+            constrained=True if flight.constrained and finish == "stop" else None,
         )
         flight.future.set_result(completion)
 
@@ -262,3 +274,10 @@ class VllmEngine:
         for flight in list(self._flights.values()):
             self._forget(flight)
             flight.future.set_exception(error)
+
+
+def _after(before: str, source: Path | str | Iterable[tuple[str, torch.Tensor]]) -> str:
+    """The fingerprint once the weights were replaced: of the new folder, or no longer to be known from outside."""
+    if isinstance(source, str | Path):
+        return f"{before[:16]} with {fingerprint(Path(source))}"
+    return f"{before[:16]} with weights {uuid.uuid4()}"

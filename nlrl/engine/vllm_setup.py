@@ -32,8 +32,10 @@ _closed: list[Any] = []
 """vLLM's own state is the process's: these two lists only mirror it, see `stop`."""
 
 
-def prepare_environment() -> None:
+def prepare_environment(*, batch_invariant: bool = False) -> None:
     """What vLLM reads while it is imported. Values that the user has set stay."""
+    if batch_invariant:
+        os.environ["VLLM_BATCH_INVARIANT"] = "1"
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     # vLLM sets its logger up late; what it says while it is imported would come out regardless of its level.
@@ -126,6 +128,7 @@ def sampling_params(request: Request, *, seeded: bool) -> Any:
         top_p=sampling.top_p,
         max_tokens=sampling.max_tokens,
         seed=sampling.seed if seeded else None,
+        logprobs=0 if sampling.logprobs else None,  # 0 more than the drawn token's own
         structured_outputs=form,
         output_kind=RequestOutputKind.FINAL_ONLY,
         detokenize=False,  # once at the end is cheaper than after each token
