@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ def inputs(case, golden, dtype):
         lam = (x @ w["lambda_proj.weight"].T).sigmoid()
         return (q[:, :, ::2], q[:, :, 1::2], k, k, v, lam), {}, w
     lam = (w["lambda_q1"] @ w["lambda_k1"]).exp() - (w["lambda_q2"] @ w["lambda_k2"]).exp() + case["lambda_init"]
-    norm = {"eps": 1e-5, "weight_W": w["subln.weight"], "factor": 1 - case["lambda_init"]}
+    norm: dict[str, Any] = {"eps": 1e-5, "weight_W": w["subln.weight"], "factor": 1 - case["lambda_init"]}
     return (q[:, :, ::2], q[:, :, 1::2], k[:, :, ::2], k[:, :, 1::2], v, lam), norm, w
 
 
@@ -57,7 +58,8 @@ def test_microsofts_modules(case, golden, dtype):
     if case["variant"] == "v1":
         plain = diff_attention(*arguments, scale=case["head_dim"] ** -0.5)
         torch.testing.assert_close(plain.float(), golden[f"{name}.pre_subln"], atol=2e-5, rtol=0)
-        unfactored = diff_attention(*arguments, scale=case["head_dim"] ** -0.5, **(norm | {"factor": 1.0}))
+        norm["factor"] = 1.0
+        unfactored = diff_attention(*arguments, scale=case["head_dim"] ** -0.5, **norm)
         torch.testing.assert_close(unfactored.float(), golden[f"{name}.post_subln"], atol=5e-5, rtol=0)
 
 
@@ -115,7 +117,7 @@ def test_gradients_are_those_of_finite_differences():
     lam = torch.tensor(0.6, dtype=torch.float64, requires_grad=True)
     weight = torch.tensor([0.9, 1.1, 1.0, 0.7], dtype=torch.float64, requires_grad=True)
 
-    def operator(*tensors):
-        return diff_attention(*tensors[:6], scale=0.7, eps=1e-5, weight_W=tensors[6], factor=0.8)
+    def operator(q1, q2, k1, k2, v, lam, weight):
+        return diff_attention(q1, q2, k1, k2, v, lam, scale=0.7, eps=1e-5, weight_W=weight, factor=0.8)
 
     assert torch.autograd.gradcheck(operator, (*arguments, lam, weight))

@@ -56,9 +56,8 @@ class DiffTransformerPreTrainedModel(PreTrainedModel):
         loaded: Any = super().from_pretrained(*args, **settings)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         # transformers would undo on saving what it renamed on loading.
-        model._weight_conversions = [
-            rule for rule in model._weight_conversions if not set(rule._original_source_patterns) <= set(RENAMED)
-        ]
+        rules = getattr(model, "_weight_conversions", None) or []
+        model._weight_conversions = [rule for rule in rules if not set(rule.source_patterns) <= set(RENAMED)]
         return loaded
 
     @torch.no_grad()
