@@ -28,6 +28,10 @@ demo: install ## install, then walk a maze with the boxed Hymba served by vLLM
 test: install-dev ## install with the tools, then run the tests (ARGS="-m 'not slow'" and the like)
 	$(VENV)/bin/python -m pytest $(ARGS)
 
+.PHONY: torture
+torture: install-dev ## the full figures of tests/torture: kills, faults, hostile text and files (an hour)
+	$(VENV)/bin/python -m pytest tests/torture --torture $(ARGS)
+
 .PHONY: doctor
 doctor: install ## say what is installed, what would run, and what to do about each problem
 	$(VENV)/bin/nlrl doctor $(ARGS)
