@@ -15,6 +15,7 @@ import pettingzoo
 
 ENVS: dict[str, str] = {
     "maze": "nlrl_envs.maze:MazeText",
+    "frozen_lake": "nlrl_envs.frozen_lake:FrozenLakeText",
     "tic_tac_toe": "nlrl_envs.tic_tac_toe:TicTacToe",
     "breakthrough": "nlrl_envs.breakthrough:Breakthrough",
     "connect_four": "nlrl_envs.connect_four:ConnectFour",
@@ -22,10 +23,12 @@ ENVS: dict[str, str] = {
 
 REFERENCES: dict[str, str] = {
     "maze": "nlrl_envs.maze_solver:reference",
+    "frozen_lake": "nlrl_envs.frozen_lake_solver:reference",
 }
 """Games with an exact solver: id -> "module:callable" that takes the game and starts and gives a `Reference`."""
 
 gymnasium.register(id="nlrl/Maze-v0", entry_point="nlrl_envs.maze:MazeEnv")
+gymnasium.register(id="nlrl/FrozenLake-v0", entry_point="nlrl_envs.frozen_lake:FrozenLakeEnv")
 for _name in ("tic_tac_toe", "breakthrough", "connect_four"):
     pettingzoo.register("aec", f"nlrl/{_name}-v0", f"nlrl_envs.{_name}:env")
 
