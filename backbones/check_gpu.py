@@ -1,11 +1,13 @@
-"""Check the served Hymba on a CUDA machine in one go, and time it; every part runs even when others fail.
+"""Check the served backbones on a CUDA machine in one go, and time them; every part runs even when others fail.
 
     python backbones/check_gpu.py --make-reference MODEL --reference ref.json      (anywhere, without vLLM)
     python backbones/check_gpu.py --model MODEL --reference ref.json --out DIR     (on the GPU machine)
+    python backbones/check_gpu.py --only load --load hymba-1.5b --load llama-3.2-3b
 
-Run it from the root of a checkout, with vLLM, torch and transformers importable; nothing is fetched. Without
-``--model`` the golden checkpoint of the tests is checked alone. Parts run in processes of their own, the checks side
-by side and the timing alone at the end; the verdict of each is a row of the table and an entry of ``check_gpu.json``.
+``--model`` and ``--reference`` may be given several times, in pairs: folders of any backbone. Run it from the root of a
+checkout, with vLLM, torch and transformers importable; nothing is fetched. Parts run in processes of their own: the
+checks side by side, then the large shapes with random weights side by side, then the timings one by one. The verdict of
+each is a row of the table, and an entry of ``check_gpu.json`` as soon as it is there.
 """
 
 import argparse
@@ -20,10 +22,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gpu_parts import make_reference, part_golden, part_kernels, part_model, part_speed
+from gpu_parts import make_reference, part_golden, part_kernels, part_load, part_model, part_speed
 
 ROOT = Path(__file__).resolve().parents[1]
 GRAPHS = ("none", "full_decode_only", "full_and_piecewise")
+KINDS = ("kernels", "golden", "model", "load", "speed")
 
 # What a machine without the package `wrapt` needs of it: hooks run at once.
 _WRAPT = """
@@ -33,15 +36,18 @@ def register_post_import_hook(hook, name):
 """
 
 
-def parts(model: Path | None, reference: Path | None) -> tuple[list[list[str]], list[list[str]]]:
-    """Names and arguments of the checks, which run together, and of the timings, which run one by one."""
+def parts(models: list[tuple[Path, Path | None]], shapes: list[str], only: list[str]) -> list[list[list[str]]]:
+    """Waves of parts, each a name and its arguments: the parts of a wave run together, the waves in turn."""
     checks = [["kernels"], *(["golden", graphs] for graphs in GRAPHS)]
-    timings: list[list[str]] = []
-    if model is not None:
+    for model, reference in models:
         if reference is not None:
-            checks += [["model", str(model), str(reference), dtype] for dtype in ("float32", "bfloat16")]
-        timings = [["speed", str(model), "bfloat16", "full_and_piecewise"], ["speed", str(model), "float32", "none"]]
-    return checks, timings
+            checks += [["model", str(model), str(reference), dtype] for dtype in ("bfloat16", "float32")]
+    loads = [["load", shape] for shape in shapes]
+    runs = (("bfloat16", "full_and_piecewise"), ("float32", "none"))
+    timings = [["speed", str(model), dtype, graphs] for model, _ in models for dtype, graphs in runs]
+    waves = [checks, loads, *([timing] for timing in timings)]
+    chosen = [[words for words in wave if words[0] in only] for wave in waves]
+    return [wave for wave in chosen if wave]
 
 
 def run_part(words: list[str]) -> dict[str, Any]:
@@ -50,6 +56,7 @@ def run_part(words: list[str]) -> dict[str, Any]:
         "kernels": part_kernels,
         "golden": part_golden,
         "model": lambda model, reference, dtype: part_model(Path(model), Path(reference), dtype),
+        "load": part_load,
         "speed": lambda model, dtype, graphs: part_speed(Path(model), dtype, graphs),
     }
     try:
@@ -74,9 +81,14 @@ def environment(scratch: Path) -> dict[str, str]:
     }  # fmt: skip
 
 
+def label(words: list[str]) -> str:
+    """The name of a part in the table."""
+    return " ".join(Path(word).name for word in words)
+
+
 def launch(words: list[str], out: Path, scratch: Path) -> tuple[subprocess.Popen[bytes], Path, Path]:
     """Start a part in a process; returns it, where its figures will be, and its log."""
-    stem = "-".join(Path(word).name for word in words)
+    stem = label(words).replace(" ", "-")
     result, log = scratch / f"{stem}.json", out / f"{stem}.log"
     command = [sys.executable, __file__, "--part", *words, "--result", str(result)]
     with log.open("wb") as stream:
@@ -101,16 +113,15 @@ def _end(log: Path) -> str:
     return log.read_text(errors="replace")[-5000:]
 
 
-def run_all(model: Path | None, reference: Path | None, out: Path, limit_s: float) -> bool:
+def run_all(waves: list[list[list[str]]], out: Path, limit_s: float) -> bool:
     """Run all parts, print the table and the errors, write ``check_gpu.json``; true when all passed."""
     out.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp())
-    began = time.time()
-    checks, timings = parts(model, reference)
+    began = deadline = time.time()
     report: dict[str, Any] = {}
 
-    def finish(words: list[str], running: tuple[subprocess.Popen[bytes], Path, Path], deadline: float) -> None:
-        name = " ".join(Path(word).name for word in words)
+    def finish(words: list[str], running: tuple[subprocess.Popen[bytes], Path, Path]) -> None:
+        name = label(words)
         report[name] = collect(*running, deadline)
         (out / "check_gpu.json").write_text(json.dumps(report, indent=1))
         figures = {key: value for key, value in report[name].items() if key not in ("passed", "error")}
@@ -119,19 +130,28 @@ def run_all(model: Path | None, reference: Path | None, out: Path, limit_s: floa
         if "error" in report[name]:
             print(report[name]["error"], flush=True)
 
-    running = [(words, launch(words, out, scratch)) for words in checks]
-    for words, started in running:
-        finish(words, started, began + 0.7 * limit_s)
-    for words in timings:
-        finish(words, launch(words, out, scratch), began + limit_s)
+    for number, wave in enumerate(waves, start=1):
+        # What hangs may not take all the time of the waves after it.
+        deadline = time.time() + (began + limit_s - time.time()) * (1.0 if number == len(waves) else 0.7)
+        running = [(words, launch(words, out, scratch)) for words in wave]
+        while running:
+            # Whoever is done first is written first; past the deadline all are, as they stand.
+            late = time.time() > deadline
+            done = [entry for entry in running if late or entry[1][0].poll() is not None]
+            running = [entry for entry in running if entry not in done]
+            for words, started in done:
+                finish(words, started)
+            time.sleep(0 if done else 0.5)
     return all(figures["passed"] for figures in report.values())
 
 
 def main() -> int:
     """Parse the arguments and do what they say."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="folder of a Hymba model")
-    parser.add_argument("--reference", type=Path, help="its float32 figures, from --make-reference")
+    parser.add_argument("--model", type=Path, action="append", default=[], help="folder of a model; may be repeated")
+    parser.add_argument("--reference", type=Path, action="append", default=[], help="its figures (--make-reference)")
+    parser.add_argument("--load", action="append", default=[], metavar="SHAPE", help="a shape of nlrl_backbones.shapes")
+    parser.add_argument("--only", default=",".join(KINDS), help="kinds of parts to run, with commas between")
     parser.add_argument("--make-reference", type=Path, metavar="MODEL", help="write --reference for this folder")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "check_gpu_out")), help="for the report")
     parser.add_argument("--limit", type=float, default=420, help="seconds for everything")
@@ -144,13 +164,19 @@ def main() -> int:
         print(json.dumps(figures, indent=1))
         return 0
     if chosen.make_reference:
-        if chosen.reference is None:
+        if len(chosen.reference) != 1:
             parser.error("--make-reference needs --reference FILE, the file to write.")
         for name in ("backbones", "kernels"):
             sys.path.insert(0, str(ROOT / name))
-        make_reference(chosen.make_reference, chosen.reference)
+        make_reference(chosen.make_reference, chosen.reference[0])
         return 0
-    return 0 if run_all(chosen.model, chosen.reference, chosen.out, chosen.limit) else 1
+    if len(chosen.reference) not in (0, len(chosen.model)):
+        parser.error("give one --reference for each --model, in the same order, or none.")
+    if unknown := sorted(set(chosen.only.split(",")) - set(KINDS)):
+        parser.error(f"there is no kind of part {', '.join(unknown)}: choose from {','.join(KINDS)}.")
+    references = chosen.reference or [None] * len(chosen.model)
+    waves = parts(list(zip(chosen.model, references, strict=True)), chosen.load, chosen.only.split(","))
+    return 0 if run_all(waves, chosen.out, chosen.limit) else 1
 
 
 if __name__ == "__main__":
