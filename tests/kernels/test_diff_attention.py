@@ -104,10 +104,9 @@ def test_a_mask_hides_keys_and_a_query_that_sees_none_gives_zeros():
 
 def test_rounded_inputs_stay_within_their_tolerances():
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        arguments = [x.to(dtype) for x in random_arguments(T=33, S=33)]
-        lam = torch.tensor(0.3)
-        exact = diff_attention(*(x.double() for x in arguments), lam.double(), scale=0.4, eps=1e-5, factor=0.8)
-        found = diff_attention(*arguments, lam, scale=0.4, eps=1e-5, factor=0.8)
+        rounded = [x.to(dtype) for x in random_arguments(T=33, S=33)] + [torch.tensor(0.3)]
+        exact = diff_attention(*(x.double() for x in rounded), scale=0.4, eps=1e-5, factor=0.8)
+        found = diff_attention(*rounded, scale=0.4, eps=1e-5, factor=0.8)
         assert found.dtype == dtype
         assert_near(found, exact, FORWARD[dtype])
 
