@@ -173,6 +173,22 @@ def test_transformers_trainer_takes_the_callback_as_it_is(folders, golden, tmp_p
         torch.testing.assert_close(weights_by["trainer"][name], value, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("kind", PREFIX)
+def test_trainers_that_apply_the_head_themselves_get_the_models_own_logits(folders, golden, kind):
+    """TRL's: last hidden state of ``base_model`` times ``get_output_embeddings().weight``, scale and norm included."""
+    model, ids = fresh(folders, kind), golden[kind]["prompt.1.input_ids"][None]
+    hidden = model.base_model(input_ids=ids, output_attentions=None, return_dict=None).last_hidden_state
+    head = model.get_output_embeddings()
+    torch.testing.assert_close(hidden @ head.weight.T, model(ids).logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(head(hidden), model(ids).logits, atol=1e-5, rtol=1e-5)
+    F.cross_entropy((hidden @ head.weight.T).flatten(0, 1), ids.flatten()).backward()
+    fused = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    F.cross_entropy(model(ids).logits.flatten(0, 1), ids.flatten()).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(fused[name], parameter.grad, atol=2e-5, rtol=1e-3)
+
+
 def test_normalisation_makes_unit_vectors_and_leaves_scales_alone(folders):
     model = fresh(folders, "ngpt")
     with torch.no_grad():

@@ -8,7 +8,7 @@ Axes: B batch, T tokens of this call, S cached and new tokens, E model width, H 
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -68,14 +68,19 @@ class NGPTPreTrainedModel(PreTrainedModel):
 
 
 class NGPTModel(NGPTPreTrainedModel):
-    """Token embeddings and blocks. There is no norm at the end: the baseline's stands beside the head."""
+    """Token embeddings and blocks. nGPT has no norm at the end; the baseline's is a parameter of the whole model."""
 
     def __init__(self, config: NGPTConfig) -> None:
         super().__init__(config)
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.h = nn.ModuleList(NGPTBlock(config, i) for i in range(config.n_layer))
         self.gradient_checkpointing = False
+        self._final_norms: list[nn.Module] = []  # in a list: a submodule of the whole model, not of this one
         self.post_init()
+
+    def end_with(self, norm: nn.Module) -> None:
+        """Norm the last hidden state, so that the head may follow on it directly."""
+        self._final_norms = [norm]
 
     def forward(
         self,
@@ -85,6 +90,8 @@ class NGPTModel(NGPTPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
     ) -> BaseModelOutputWithPast:
         """Hidden states [B, T, E] of the given tokens.
 
@@ -94,8 +101,12 @@ class NGPTModel(NGPTPreTrainedModel):
             past_key_values: what earlier calls left; filled further in place.
             inputs_embeds: embeddings in place of ``input_ids``.
             use_cache: whether to start a cache when none is given.
-            output_hidden_states: whether to also return the embeddings and each block's output.
+            output_hidden_states: whether to also return the embeddings and each block's output, the last one as above.
+            output_attentions: refused when true.
+            return_dict: accepted, for peft passes it on; the output is always an object.
         """
+        if output_attentions:
+            raise ValueError("nGPT returns no attention weights: leave output_attentions unset.")
         use_cache = self.config.use_cache if use_cache is None else use_cache
         if self.gradient_checkpointing and self.training:
             use_cache = False
@@ -106,6 +117,8 @@ class NGPTModel(NGPTPreTrainedModel):
         for block in self.h:
             x = block(x, step, cache)
             hidden.append(x)
+        for norm in self._final_norms:
+            hidden[-1] = x = norm(x)
         return BaseModelOutputWithPast(
             last_hidden_state=x,  # type: ignore[arg-type]
             past_key_values=cache,
@@ -124,6 +137,7 @@ class NGPTForCausalLM(NGPTPreTrainedModel, GenerationMixin):
             self.sz = nn.Parameter(torch.empty(config.vocab_size))
         else:
             self.rmsnorm_f = nn.RMSNorm(config.n_embd, eps=_NORM_EPS)
+            self.transformer.end_with(self.rmsnorm_f)
         self.post_init()
 
     def forward(
@@ -135,6 +149,7 @@ class NGPTForCausalLM(NGPTPreTrainedModel, GenerationMixin):
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         return_dict: bool | None = None,
         logits_to_keep: int = 0,
     ) -> CausalLMOutputWithPast | tuple:
@@ -147,18 +162,35 @@ class NGPTForCausalLM(NGPTPreTrainedModel, GenerationMixin):
         if use_cache is None and labels is not None:
             use_cache = False
         output = self.transformer(
-            input_ids, attention_mask, past_key_values, inputs_embeds, use_cache, output_hidden_states
+            input_ids,
+            attention_mask,
+            past_key_values,
+            inputs_embeds,
+            use_cache,
+            output_hidden_states,
+            output_attentions,
         )
-        x_BTE = output.last_hidden_state[:, -logits_to_keep:]
-        logits_BTV = self.lm_head(x_BTE if self.config.use_nGPT else self.rmsnorm_f(x_BTE))
+        logits_BTV = self.lm_head(output.last_hidden_state[:, -logits_to_keep:])
         logits_BTV = logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32))
         if self.config.use_nGPT:
-            logits_BTV = logits_BTV * (self.sz.to(logits_BTV.dtype) / self.config.base_scale)
+            logits_BTV = logits_BTV * self.logit_scale_V.to(logits_BTV.dtype)
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
         result = CausalLMOutputWithPast(loss, logits_BTV, output.past_key_values, output.hidden_states)  # type: ignore[arg-type]
         return result.to_tuple() if return_dict is False else result
+
+    @property
+    def logit_scale_V(self) -> torch.Tensor:
+        """The effective scale of each token's logit."""
+        return self.sz / self.config.base_scale
+
+    def get_output_embeddings(self) -> Any:
+        """The matrix that takes the last hidden state to logits: in nGPT ``lm_head`` with its rows scaled by ``sz``.
+
+        TRL's trainers multiply by its ``weight`` and never see the logits of ``forward``.
+        """
+        return _ScaledHead(self) if self.config.use_nGPT else self.lm_head
 
     def after_optimizer_step(self) -> None:
         """What training must do before its first step and after each: in nGPT, ``train.normalize_matrices``."""
@@ -180,6 +212,25 @@ class NGPTForCausalLM(NGPTPreTrainedModel, GenerationMixin):
             NotImplementedError: always.
         """
         raise NotImplementedError("nGPT's vocabulary cannot be resized: choose vocab_size before training.")
+
+
+class _ScaledHead:
+    """nGPT's head as one matrix; computed when asked for, so that gradients reach both of its factors."""
+
+    bias = None
+
+    def __init__(self, model: NGPTForCausalLM) -> None:
+        self._model = model
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """[vocabulary, E]."""
+        matrix = self._model.lm_head.weight
+        return matrix * self._model.logit_scale_V.to(matrix.dtype)[:, None]
+
+    def __call__(self, x_BTE: torch.Tensor) -> torch.Tensor:
+        """Logits [B, T, vocabulary]."""
+        return F.linear(x_BTE, self.weight)
 
 
 class NGPTBlock(GradientCheckpointingLayer):
