@@ -1,7 +1,7 @@
 """How much cache memory one sequence holds under vLLM, by vLLM's own block manager; no weights and no GPU are needed.
 
-    python -m nlrl_backbones.cache_bytes hymba-1.5b llama-3.2-3b --tokens 8192
-    python -m nlrl_backbones.cache_bytes DIR                                      (a folder with config.json)
+    python -m nlrl_backbones.vllm_cache_bytes hymba-1.5b llama-3.2-3b --tokens 8192
+    python -m nlrl_backbones.vllm_cache_bytes DIR                                      (a folder with config.json)
 
 The model is built without storage, vLLM groups its layers and cuts the pages, and vLLM's scheduler takes one request
 through its prompt and on to the last token. Counted are the blocks that the request holds then; a block is charged
