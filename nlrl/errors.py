@@ -54,6 +54,10 @@ class ContextLengthError(EngineError, ValueError):
     """A prompt and its reply do not fit into the model's context."""
 
 
+class UnsafeFileError(EngineError, ValueError):
+    """A model's file that is damaged or could do harm; nothing of it was used."""
+
+
 class OutageError(EngineError, ConnectionError):
     """No server could be reached for longer than the config allows; the run can be resumed."""
 
@@ -80,10 +84,6 @@ class NoSuchRunError(StoreError, LookupError):
 
 class ResumeError(ConfigError):
     """A run cannot go on, because what decides its answers has changed."""
-
-
-class UnsafeFileError(NlrlError, ValueError):
-    """A file from elsewhere that could do harm; nothing of it was used."""
 
 
 class ParseError(NlrlError, ValueError):

@@ -34,7 +34,7 @@ _closed: list[Any] = []
 
 def prepare_environment(*, batch_invariant: bool = False) -> None:
     """What vLLM reads while it is imported. Values that the user has set stay."""
-    if batch_invariant:
+    if batch_invariant and Path("/proc/driver/nvidia/version").exists():
         os.environ["VLLM_BATCH_INVARIANT"] = "1"
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)

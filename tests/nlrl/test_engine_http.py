@@ -233,6 +233,20 @@ def test_other_servers_get_json_schemas_and_ignored_constraints_are_counted(serv
     assert any(note.endswith("they were asked under: 1.") for note in notes)
 
 
+def test_log_probabilities_are_asked_for_and_read(server: HTTPServer) -> None:
+    drawn = {"content": [{"token": "a", "logprob": -0.5}, {"token": "b", "logprob": -1.25}]}
+    seen = script(server, answer(reply("ab", logprobs=drawn)))
+    assert ask(server, question(logprobs=True))[0].logprobs == (-0.5, -1.25)
+    assert json.loads(seen[0].get_data())["logprobs"] is True
+
+
+@pytest.mark.parametrize("url", ["http://h/v1?key=hunter2", "http://hunter2@h/v1"])
+def test_a_key_in_a_url_is_refused_without_showing_it(url: str) -> None:
+    with pytest.raises(ConfigError, match="NLRL_API_KEY") as caught:
+        HttpEngine(url)
+    assert "hunter2" not in str(caught.value)
+
+
 def test_a_prompt_that_is_too_long_ends_the_run_in_the_servers_words(server: HTTPServer) -> None:
     words = "This model's maximum context length is 64 tokens. You asked for 99."
     script(server, answer({"error": {"message": words}}, 400))

@@ -4,6 +4,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,37 @@ def test_replies_keep_the_asked_form(engine: VllmEngine) -> None:
         assert got.finish_reason == "stop"
         assert request.constraint is not None
         assert obeys(got.text, request.constraint), got.text
+
+
+def test_log_probabilities_are_those_of_the_drawn_tokens(engine: VllmEngine, folder: Path) -> None:
+    import torch
+    from transformers import LlamaForCausalLM
+
+    request = replace(ask("Where to?"), sampling=Sampling(max_tokens=6, logprobs=True))
+    (got,) = asyncio.run(engine.generate([request]))
+    assert len(got.logprobs) == len(got.token_ids) == 6
+    model: Any = LlamaForCausalLM.from_pretrained(folder)
+    with torch.inference_mode():
+        logits = model(torch.tensor([[*got.prompt_token_ids, *got.token_ids]])).logits[0].log_softmax(-1)
+    first = len(got.prompt_token_ids) - 1
+    wanted = [logits[first + i, token].item() for i, token in enumerate(got.token_ids)]
+    assert got.logprobs == pytest.approx(wanted, abs=1e-4)
+    assert asyncio.run(engine.generate([ask("Where to?")]))[0].logprobs == ()
+
+
+def test_an_answer_says_whether_it_was_held_to_its_form(engine: VllmEngine) -> None:
+    requests = [ask("x", MOVES, 60), ask("x"), ask("x", Constraint("regex", "a{40}"), 3)]
+    held = [completion.constrained for completion in asyncio.run(engine.generate(requests))]
+    assert held == [True, None, None]
+
+
+def test_the_batch_invariant_mode_is_refused_where_it_is_not(folder: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("a GPU has it")
+    with pytest.raises(EngineError, match="needs an NVIDIA GPU"):
+        VllmEngine(str(folder), batch_invariant=True)
 
 
 def test_a_bad_pattern_is_the_error_of_that_request_alone(engine: VllmEngine) -> None:
@@ -224,6 +256,9 @@ def test_a_model_without_a_template_reads_the_contents_one_under_the_other() -> 
 def test_what_cannot_be_loaded_is_one_sentence(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["NoSuchModel"], "model_type": "no_such"}')
     (tmp_path / "model.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(EngineError, match="is damaged"):
+        VllmEngine(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"\x02" + bytes(7) + b"{}")
     with pytest.raises(EngineError, match="vLLM cannot load the model"):
         VllmEngine(str(tmp_path))
     with pytest.raises(EngineError, match="not on 'cuda'"):

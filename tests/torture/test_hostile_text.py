@@ -21,7 +21,7 @@ from nlrl.terminal.result import ResultRow, RunResult, result_table
 from nlrl.terminal.stats import Stats
 from nlrl.types import CallId, Failure, GameStart, Step
 
-SIZES = [pytest.param(15, id="short"), pytest.param(500, id="full", marks=pytest.mark.torture)]
+SIZES = [pytest.param(10, id="short"), pytest.param(500, id="full", marks=pytest.mark.torture)]
 WIDTH, HEIGHT = 100, 40
 ATTACKS = (
     "\x1b[2J\x1b[H", "\x1b]0;owned\x07", "\x1b]52;c;cm0=\x07", "\x1b]8;;file:///etc/passwd\x1b\\x\x1b]8;;\x1b\\",

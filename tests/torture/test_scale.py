@@ -22,7 +22,7 @@ from nlrl.store_schema import FILE_NAME
 from nlrl.types import GameEnd
 from nlrl_prompts import load
 
-SIZES = [pytest.param(600, id="short"), pytest.param(100_000, id="full", marks=pytest.mark.torture)]
+SIZES = [pytest.param(300, id="short"), pytest.param(100_000, id="full", marks=pytest.mark.torture)]
 READER = """
 import sys, time
 from pathlib import Path
