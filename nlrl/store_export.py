@@ -63,6 +63,16 @@ TABLES = {
 }
 """What is exported of each table, and how its packed columns are unpacked. `messages` lists (role, hash of a text)."""
 
+TYPES = dict.fromkeys(
+    ("game", "step", "number", "variation", "ply", "attempt", "max_tokens", "seed", "constrained", "steps", "legal"),
+    "int",
+) | {
+    "prompt_tokens": "int", "completion_tokens": "int", "temperature": "real", "top_p": "real", "seconds": "real",
+    "reward": "real", "total_return": "real", "optimal_return": "real", "value": "real", "weight": "real",
+    "prompt_token_ids": "ids", "token_ids": "ids", "target_token_ids": "ids", "logprobs": "reals",
+}  # fmt: skip
+"""Types of columns that are no text. `number` of `evaluations` is real, see `_type`."""
+
 
 def lasting_lines(reader: RunReader) -> Iterator[str]:
     """The record as lines, in an order of their own: the same for two runs with the same seed and the same answers."""
@@ -123,10 +133,19 @@ def export_parquet(reader: RunReader, folder: Path) -> dict[str, int]:
             raise StoreError(f"'{folder}' is not empty; name a new folder.")
         for table, (columns, unpack) in TABLES.items():
             names = [name.rpartition(" ")[2] for name in _split(columns)]
-            rows = reader.rows(f"SELECT {columns} FROM {table} ORDER BY 1, 2")
-            arrays = {name: [unpack.get(name, _text)(row[i]) for row in rows] for i, name in enumerate(names)}
-            parquet.write_table(pa.table(arrays), folder / f"{table}.parquet", compression="zstd")
-            counts[table] = len(rows)
+            types = {
+                "int": pa.int64(),
+                "real": pa.float64(),
+                "ids": pa.list_(pa.int64()),
+                "reals": pa.list_(pa.float64()),
+            }
+            schema = pa.schema([(name, types.get(_type(table, name), pa.string())) for name in names])
+            counts[table] = 0
+            with parquet.ParquetWriter(folder / f"{table}.parquet", schema, compression="zstd") as writer:
+                for rows in reader.stream(f"SELECT {columns} FROM {table} ORDER BY 1, 2"):
+                    arrays = {name: [unpack.get(name, _text)(row[i]) for row in rows] for i, name in enumerate(names)}
+                    writer.write_table(pa.table(arrays, schema=schema))
+                    counts[table] += len(rows)
     return counts
 
 
@@ -139,6 +158,10 @@ def _writing(path: Path) -> Iterator[None]:
         if isinstance(error, StoreError):
             raise
         raise StoreError(f"'{path}' cannot be written: {error.strerror}.") from error
+
+
+def _type(table: str, name: str) -> str:
+    return "real" if (table, name) == ("evaluations", "number") else TYPES.get(name, "text")
 
 
 def _split(columns: str) -> list[str]:

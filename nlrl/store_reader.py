@@ -223,6 +223,13 @@ class RunReader:
         with readable(self._path):
             return self._connection.execute(query, values).fetchall()
 
+    def stream(self, query: str, size: int = 2000) -> Iterator[list[tuple[Any, ...]]]:
+        """The same, in lists of at most `size` rows, for tables of any length."""
+        with readable(self._path):
+            cursor = self._connection.execute(query)
+            while rows := cursor.fetchmany(size):
+                yield rows
+
     def _call(self, row: tuple[Any, ...], text: Callable[[str], str]) -> CallRecord:
         key, place, (messages, form), drawn = row[0], row[1:8], row[8:10], row[10:15]
         with readable(self._path):

@@ -91,7 +91,11 @@ class EngineInfo:
 
 @runtime_checkable
 class Engine(Protocol):
-    """Answers requests. Implementations: `nlrl.engine.{vllm,http,torch,oracle,scripted}`."""
+    """Answers requests. Implementations: `nlrl.engine.{vllm,http,torch,oracle,scripted}`.
+
+    An engine whose answers are paid for may also have `hold()`: from then on it sends nothing more and cancels what
+    waits, while what is under way may end. `nlrl.recorded.RecordedEngine` calls it before a run stops.
+    """
 
     prompt_set: str
     """The prompt set this engine's model reads: "default", "compact" or "arithmetic"."""
