@@ -206,8 +206,8 @@ def decode_error(outputs: list[Any], references: list[tuple[list[int], list[floa
 
 def part_load(shape: str, tokens: str = "8000", sequences: str = "4") -> dict[str, Any]:
     """Serve a large shape with random weights: what it weighs, and the blocks its sequences hold while decoding."""
-    from nlrl_backbones.vllm_cache_bytes import bytes_a_block, groups_of
     from nlrl_backbones.shapes import SHAPES, write_shape
+    from nlrl_backbones.vllm_cache_bytes import bytes_a_block, groups_of
 
     length, count, decoded = int(tokens), int(sequences), 16
     folder = write_shape(shape, Path(tempfile.mkdtemp())) if shape in SHAPES else Path(shape)

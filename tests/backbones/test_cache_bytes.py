@@ -12,8 +12,8 @@ MB = 10**6
 
 @pytest.fixture(scope="module")
 def hymba(tmp_path_factory):
-    from nlrl_backbones.vllm_cache_bytes import measure
     from nlrl_backbones.shapes import write_shape
+    from nlrl_backbones.vllm_cache_bytes import measure
 
     return measure(write_shape("hymba-1.5b", tmp_path_factory.mktemp("hymba")), 8192)
 
@@ -54,8 +54,8 @@ def test_the_weights_are_those_of_the_published_model(hymba):
 
 
 def test_llama_3b_holds_what_hymbas_paper_says(tmp_path: Path):
-    from nlrl_backbones.vllm_cache_bytes import describe, measure
     from nlrl_backbones.shapes import write_shape
+    from nlrl_backbones.vllm_cache_bytes import describe, measure
 
     use = measure(write_shape("llama-3.2-3b", tmp_path), 8000)
     assert use.bytes == 28 * 8 * (128 + 128) * 2 * 8000
@@ -63,8 +63,8 @@ def test_llama_3b_holds_what_hymbas_paper_says(tmp_path: Path):
 
 
 def test_packed_bimamba_needs_half_a_gigabyte(tmp_path: Path):
-    from nlrl_backbones.vllm_cache_bytes import measure
     from nlrl_backbones.shapes import write_shape
+    from nlrl_backbones.vllm_cache_bytes import measure
 
     use = measure(write_shape("bimamba-2.7b", tmp_path), 8192)
     assert 0.45e9 < use.weight_bytes < 0.55e9
