@@ -62,6 +62,10 @@ class BoardGame(ABC):
     """Number of different moves."""
     grid: tuple[int, int]
     """Rows and columns of the board."""
+    core: str | None = None
+    """Module of the compiled rules, for Monte Carlo tree search; None for a game that has none."""
+    solver: str | None = None
+    """"module:function" from a game (and a depth, where the search has one) to its `Solver`; None without a solver."""
 
     def __init__(self) -> None:
         self._set(self.start())

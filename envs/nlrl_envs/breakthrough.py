@@ -36,6 +36,8 @@ class Breakthrough(BoardGame):
     """
 
     seats = ("black", "white")
+    core = "nlrl_envs.breakthrough_core"
+    solver = "nlrl_envs.breakthrough_solver:solver_of"
 
     def __init__(self, size: str = "5x5", pawn_rows: int | None = None) -> None:
         if not (found := re.fullmatch(r"(\d)x(\d)", size)) or not all(

@@ -27,6 +27,8 @@ class ConnectFour(BoardGame):
     """
 
     seats = ("x", "o")
+    core = "nlrl_envs.connect_four_core"
+    solver = "nlrl_envs.connect_four_solver:ConnectFourSolver"
 
     def __init__(self, size: str = "6x7") -> None:
         found = re.fullmatch(r"(\d)x(\d)", size)

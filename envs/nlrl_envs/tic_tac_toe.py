@@ -26,6 +26,8 @@ class TicTacToe(BoardGame):
     """Tic-Tac-Toe as a `SeatedEnv`; seat 0 is O. A move's number is its square, 0 to 8, row by row."""
 
     seats = ("O", "X")
+    core = "nlrl_envs.tic_tac_toe_core"
+    solver = "nlrl_envs.tic_tac_toe_solver:TicTacToeSolver"
     action_count = 9
     grid = (3, 3)
 
