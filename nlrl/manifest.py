@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +19,17 @@ FREE = ("budget", "engine.base_url", "engine.at_once", "engine.requests_per_minu
 """Keys of a config that say how fast and how long to ask, not what: they may change when a run is resumed."""
 
 CODE = ("types.py", "parse.py", "ask.py", "policy.py", "iterate.py", "run.py", "values", "operators")
-"""The modules of nlrl that decide what is asked and what a reply means; the games are added to them."""
+"""The modules of nlrl that decide what is asked and what a reply means; the game's own are added to them."""
 
 
-def identity(config: Mapping[str, Any], prompts: PromptSet, engine: EngineInfo) -> dict[str, str]:
+def identity(config: Mapping[str, Any], prompts: PromptSet, engine: EngineInfo, game: str) -> dict[str, str]:
     """Field name to value: of the config, the prompts, the code, the model and the packages that compute.
 
-    `config` is the whole tree as JSON types.
+    `config` is the whole tree as JSON types, `game` the module that the game's class is in.
     """
     fields = {f"config.{key}": value for key, value in flat(config).items() if not is_free(key)}
     fields |= {f"prompts.{name}": prompt.sha256 for name, prompt in sorted(prompts.prompts.items())}
-    fields["code"] = code_digest()
+    fields["code"] = code_digest(game)
     fields |= {"model.kind": engine.kind, "model.id": engine.model, "model.fingerprint": engine.fingerprint}
     fields |= {f"version.{name}": found for name, found in sorted(engine.versions.items())}
     return fields
@@ -57,15 +59,31 @@ def is_free(key: str) -> bool:
     return any(key == free or key.startswith(f"{free}.") for free in FREE)
 
 
-@lru_cache(maxsize=1)
-def code_digest() -> str:
-    """SHA-256 of the sources in `CODE` and of the games, as they were when this process first asked."""
-    import nlrl_envs
+@lru_cache(maxsize=8)
+def code_digest(game: str) -> str:
+    """SHA-256 of the sources in `CODE` and of a game's module, as they were when this process first asked.
 
+    Of the game's own package, the modules that it imports are added, and theirs.
+    """
     package = Path(__file__).parent
-    roots = [*(package / name for name in CODE), Path(nlrl_envs.__file__).parent]
-    files = [file for root in roots for file in (sorted(root.rglob("*.py")) if root.is_dir() else [root])]
+    files = [f for name in CODE for f in (sorted((package / name).rglob("*.py")) or [package / name])]
+    files += [file for _, file in sorted(_modules_of(game).items())]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _modules_of(game: str) -> dict[str, Path]:
+    """A module and those of its package that it imports, at any remove, with their files."""
+    package, found, waiting = game.partition(".")[0], {}, [game]
+    while waiting:
+        name = waiting.pop()
+        spec = find_spec(name) if name not in found else None
+        if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+            continue
+        found[name] = Path(spec.origin)
+        waiting += re.findall(
+            rf"^\s*(?:from|import) ({package}(?:\.\w+)+)", found[name].read_text("utf-8"), re.MULTILINE
+        )
+    return found
 
 
 def _short(value: str) -> str:

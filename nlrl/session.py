@@ -73,7 +73,7 @@ async def run_recorded(config: RunConfig, place: Place, reuse: str | None = None
     try:
         prompts = build_prompts(config, engine)
         run_id = place.run_id or new_run_id(place.runs, config.recipe, _model_name(config))
-        manifest = _manifest(config, prompts, engine)
+        manifest = _manifest(config, prompts, engine, task)
         store = RunStore.create(place.runs, run_id, manifest)
         store.record_prompts(prompt_rows(prompts))
         run = Run(config, task, prompts, store, console, place.plain)
@@ -120,7 +120,7 @@ async def resume_recorded(place: Place, overrides: Mapping[str, Any], *, force_n
     engine = build_engine(config, task)
     try:
         prompts = build_prompts(config, engine)
-        check_same(place.run_id, before, dict(_manifest(config, prompts, engine).identity))
+        check_same(place.run_id, before, dict(_manifest(config, prompts, engine, task).identity))
         store = RunStore.resume(place.runs, place.run_id)
         return await Run(config, task, prompts, store, console, place.plain).play(engine)
     finally:
@@ -223,9 +223,10 @@ class Run:
             self.store.finish(status, results, seconds)
 
 
-def _manifest(config: RunConfig, prompts: PromptSet, engine: Engine) -> Manifest:
+def _manifest(config: RunConfig, prompts: PromptSet, engine: Engine, task: Task) -> Manifest:
     tree, info = config.model_dump(mode="json"), engine.describe()
-    return Manifest(tree, config.seed, versions(), info, identity(tree, prompts, info))
+    game = type(task.env).__module__
+    return Manifest(tree, config.seed, versions(), info, identity(tree, prompts, info, game))
 
 
 def _model_name(config: RunConfig) -> str:

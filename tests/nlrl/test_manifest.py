@@ -10,7 +10,7 @@ from small_runs import config, digest_of, play
 
 from nlrl.engine.oracle import OracleEngine
 from nlrl.errors import ConfigError, NoSuchRunError, ResumeError, UnknownNameError
-from nlrl.manifest import check_same, code_digest
+from nlrl.manifest import _modules_of, check_same, code_digest
 from nlrl.session import Place, resume_recorded
 from nlrl.store import RunReader, list_runs
 from nlrl.store_schema import FILE_NAME
@@ -116,5 +116,8 @@ def test_the_first_difference_is_named_and_long_values_are_short():
 
 
 def test_the_code_is_identified_by_its_sources():
-    assert code_digest() == code_digest()
-    assert len(code_digest()) == 64
+    maze, frozen_lake = code_digest("nlrl_envs.maze"), code_digest("nlrl_envs.frozen_lake")
+    assert maze != frozen_lake
+    assert len(maze) == 64
+    assert {"nlrl_envs.maze", "nlrl_envs.maze_maps", "nlrl_envs.base"} <= set(_modules_of("nlrl_envs.maze"))
+    assert "nlrl_envs.breakthrough" not in _modules_of("nlrl_envs.maze")

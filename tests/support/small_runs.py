@@ -42,7 +42,7 @@ def play(
     task = build_task(settings)
     engine = wrap(build_engine(settings, task))
     prompts = build_prompts(settings, engine)
-    manifest = session._manifest(settings, prompts, engine)
+    manifest = session._manifest(settings, prompts, engine, task)
     store = RunStore.resume(root, run_id) if (root / run_id).exists() else RunStore.create(root, run_id, manifest)
     store.record_prompts(prompt_rows(prompts))
     with open(root / f"{run_id}.txt", "a", encoding="utf-8") as file:  # noqa: PTH123  rich wants a text file

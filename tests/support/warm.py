@@ -6,4 +6,4 @@ import nlrl.session  # noqa: F401
 import nlrl_envs.maze  # noqa: F401
 from nlrl.manifest import code_digest
 
-code_digest()
+code_digest("nlrl_envs.maze")

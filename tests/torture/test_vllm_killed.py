@@ -2,12 +2,10 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
-from killing import is_whole, recorded_calls
+from killing import is_whole, recorded_calls, start
 
 from nlrl.store import RunReader
 
@@ -18,18 +16,21 @@ RUN = ["maze", "--backbone", "hymba", "--map", "umaze", "-s", "baseline=false", 
 @pytest.mark.vllm
 @pytest.mark.torture
 def test_vllm_killed_in_the_middle_of_a_batch(tmp_path, row):
-    place = ["--runs", str(tmp_path), "--plain"]
-    nlrl = [sys.executable, "-m", "nlrl.cli"]
-    with subprocess.Popen([*nlrl, "run", *RUN, "--id", "run", *place], stdout=subprocess.DEVNULL) as running:
-        while len(recorded_calls(tmp_path / "run")) < 60:
-            assert running.poll() is None
-            time.sleep(0.01)
-        before = answers(tmp_path / "run")
-        os.kill(running.pid, signal.SIGKILL)
+    place, log = ["--runs", str(tmp_path), "--plain"], tmp_path / "log"
+    running = start(["run", *RUN, "--id", "run", *place], log)
+    while len(recorded_calls(tmp_path / "run")) < 60:
+        assert running.is_alive(), log.read_text()
+        time.sleep(0.01)
+    before = answers(tmp_path / "run")
+    assert running.pid is not None
+    os.kill(running.pid, signal.SIGKILL)
+    running.join()
     assert is_whole(tmp_path / "run")
     kept = answers(tmp_path / "run")
     assert kept.items() >= before.items()
-    subprocess.run([*nlrl, "resume", "run", *place], check=True, timeout=300, stdout=subprocess.DEVNULL)
+    resumed = start(["resume", "run", *place], log)
+    resumed.join(300)
+    assert resumed.exitcode == 0, log.read_text()
     after = answers(tmp_path / "run")
     assert after.items() >= kept.items()
     with RunReader.open(tmp_path / "run") as reader:
