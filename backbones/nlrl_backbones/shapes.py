@@ -1,7 +1,7 @@
 """Shapes of large models as data: what ``config.json`` says of each, for measurements with random weights.
 
 ``nlrl_backbones.vllm_cache_bytes`` and ``backbones/check_gpu.py --load`` write one of these to a folder and have vLLM
-read it like any other model. All take 16,384 positions at least, so that a sequence of 8k tokens can be decoded further.
+read it like any other model. All take 16,384 positions at least: a sequence of 8k tokens can be decoded further.
 """
 
 import json
