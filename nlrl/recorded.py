@@ -79,6 +79,11 @@ class RecordedEngine:
         """A `nlrl.ask.RecordFailure`: the answer to `request` could not be used."""
         self._store.record_failure(self._key(request), failure)
 
+    @property
+    def under_way(self) -> int:
+        """Questions that are being answered, or wait to be sent."""
+        return len(self._flying)
+
     def reloaded(self) -> None:
         """The engine's weights were replaced: from now on it is another model that answers."""
         info = self._engine.describe()

@@ -172,6 +172,8 @@ class Run:
             status = "interrupted" if error.exit_code == 4 else "failed"
             raise
         finally:
+            if model.under_way and config.engine.kind == "http":
+                self.console.print("Waiting for the answers that are being paid for; Ctrl-C again drops them.")
             with suppress(NlrlError):  # what stopped the run is told already
                 await model.drain()
             outcome = result(config, self.task, ends, stats(), store.totals.failures)

@@ -24,13 +24,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     full = config.getoption("--torture")
-    kept = [item for item in items if not ("torture" in item.path.parts and bool(_is_full(item)) != full)]
-    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
-    items[:] = kept
-
-
-def _is_full(item: pytest.Item) -> bool:
-    return item.get_closest_marker("torture") is not None
+    left_out = [
+        item for item in items
+        if (item.name.endswith("[short]") if full else item.get_closest_marker("torture") is not None)
+    ]  # fmt: skip
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in set(left_out)]
 
 
 @pytest.fixture

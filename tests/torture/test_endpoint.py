@@ -11,11 +11,13 @@ import pytest
 from scripted_server import FAULTS, NEVER_RETRIED, Script, ScriptedServer, chat
 
 from nlrl.engine import http_faults
-from nlrl.engine.base import Completion, Constraint, Message, Request, Sampling
+from nlrl.engine.base import Completion, Constraint, EngineInfo, Message, Request, Sampling
 from nlrl.engine.http import HttpEngine
 from nlrl.engine.http_pace import REAL, Clock, PerMinute
 from nlrl.engine.http_server import HttpSettings
 from nlrl.errors import OutageError
+from nlrl.recorded import RecordedEngine
+from nlrl.store import Manifest, RunStore
 
 ATTEMPTS = 4
 SIZES = [pytest.param(120, id="short"), pytest.param(1000, id="full", marks=pytest.mark.torture)]
@@ -194,6 +196,25 @@ def test_the_engine_keeps_the_limits():
         assert len(slept) == 2
         ask(server.url, 2, HttpSettings(tokens_per_minute=300), clock)
         assert len(slept) == 3
+
+
+def test_a_run_that_stops_keeps_what_is_under_way_and_sends_nothing_more(tmp_path):
+    store = RunStore.create(tmp_path, "run", Manifest({}, 0, {}, EngineInfo("http", "tiny", "here")))
+    script = Script(lambda body: chat("paid for"), delay_s=0.3)
+
+    async def go(url):
+        engine = RecordedEngine(HttpEngine(url, settings=HttpSettings(concurrency=2)), store)
+        waiting = asyncio.create_task(engine.generate([question(i) for i in range(6)]))
+        while len(script.seen) < 2:
+            await asyncio.sleep(0.01)
+        waiting.cancel()
+        await engine.close()
+        assert engine.under_way == 0
+
+    with ScriptedServer(script) as server:
+        asyncio.run(go(server.url))
+    assert len(script.seen) == store.totals.calls == 2
+    store.close()
 
 
 @pytest.mark.parametrize("owner", ["vllm", "someone"])

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from nlrl import cli
 from nlrl.errors import NlrlError
 from nlrl.store import RunReader, list_runs
+from nlrl.store_schema import RUN_ID
 
 NAMES = [
     "../x", "..", ".", "/tmp/x", "a/b", "a\\b", "a\x00b", "CON", "con", "nul.txt", "com1", "x" * 300, "", " ", "a b",
@@ -23,7 +24,8 @@ SIZES = [pytest.param(16, id="short"), pytest.param(200, id="full", marks=pytest
 def names(count: int) -> list[str]:
     rng = random.Random(2)
     parts = [*NAMES, "x", "/", "..", "\\", "\u2215"]
-    return [*NAMES, *("".join(rng.choices(parts, k=3)) for _ in range(count))][:count]
+    made = ("".join(rng.choices(parts, k=3)) for _ in range(2 * count))
+    return [*NAMES, *(name for name in made if not RUN_ID.fullmatch(name))][:count]
 
 
 def listing(folder: Path) -> set[tuple[str, int]]:
