@@ -35,9 +35,9 @@ def play(
     root: Path,
     run_id: str,
     settings: RunConfig,
-    wrap: Callable[[Engine], Engine] = lambda engine: engine,
+    wrap: Callable[[Engine], Any] = lambda engine: engine,
     answers: Any = None,
-) -> Engine:
+) -> Any:
     """Play a run, or go on with it when it is there; returns the engine that `wrap` gave."""
     task = build_task(settings)
     engine = wrap(build_engine(settings, task))
