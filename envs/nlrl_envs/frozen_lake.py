@@ -127,7 +127,8 @@ class FrozenLakeText:
         self.horizon = HORIZONS.get(map_, RANDOM_HORIZON) if horizon is None else horizon
         if self.horizon < 1:
             raise ValueError(f"A lake has a horizon of at least 1 move, not {horizon}.")
-        self._chance = np.random.default_rng(0)
+        self.chance = np.random.default_rng(0)
+        """What the ice draws its slips from; seeded by `reset`, another one in each copy."""
         self.set_state(self.starts()[0])
 
     @property
@@ -183,9 +184,9 @@ class FrozenLakeText:
         Raises:
             ValueError: `start` is no state of this game, or the game is over there.
         """
-        self._chance = np.random.default_rng(int(rng.integers(2**63)))
+        self.chance = np.random.default_rng(int(rng.integers(2**63)))
         starts = self.starts()
-        self.set_state(starts[int(self._chance.integers(len(starts)))] if start is None else start)
+        self.set_state(starts[int(self.chance.integers(len(starts)))] if start is None else start)
         if self.terminal_text is not None:
             raise ValueError(f"The game is over at {self.describe_start(start)}; start where it still goes on.")
         return self.observation
@@ -202,7 +203,7 @@ class FrozenLakeText:
         legal, reward = action in ACTIONS, ILLEGAL_REWARD
         if legal:
             lake = copy(lake_of(self.rows, self.slippery))
-            lake.s, lake.np_random = position, self._chance
+            lake.s, lake.np_random = position, self.chance
             position, reward, *_ = lake.step(ACTIONS.index(action))
         self._state = FrozenLakeState(map_, int(position), steps + 1)
         letter = self._letter()
@@ -228,7 +229,7 @@ class FrozenLakeText:
     def clone(self) -> FrozenLakeText:
         """An independent copy with luck of its own."""
         twin = copy(self)
-        twin._chance = self._chance.spawn(1)[0]
+        twin.chance = self.chance.spawn(1)[0]
         return twin
 
     def render(self) -> str:

@@ -116,7 +116,7 @@ def test_gymnasium_plays_the_same_game():
     for seed in range(40):
         ours.reset(np.random.default_rng(seed))
         theirs.reset(seed=seed)
-        ours._chance = np.random.default_rng(seed)
+        ours.chance = np.random.default_rng(seed)
         theirs.unwrapped.np_random = np.random.default_rng(seed)
         while ours.legal_actions:
             action = int(moves.integers(4))
