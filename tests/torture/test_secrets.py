@@ -35,6 +35,17 @@ sys.argv = ["nlrl", "run", "maze", "--engine", "oracle"]
 cli.main()
 """
 
+SEVERAL = """
+import sys
+from nlrl import cli
+for line in sys.argv[1:]:
+    sys.argv = ["nlrl", *line.split()]
+    try:
+        cli.main()
+    except SystemExit as end:
+        assert not end.code, (line, end.code)
+"""
+
 
 class Trail:
     """Runs commands with the canaries in their environment and keeps all that they say."""
@@ -91,10 +102,9 @@ def test_no_key_is_ever_written(tmp_path, row):
         assert "refuses the key" in trail.run(*NLRL, *place, "--id", "refused", code=2)
         in_url = server.url.replace("http://", f"http://me:{CANARIES['NLRL_API_KEY']}@")
         assert "password" in trail.run(*NLRL, "run", "maze", "--base-url", in_url, *options, code=2)
-    trail.run(*NLRL, "runs", "--runs", "runs")
-    trail.run(*NLRL, "replay", "good", "--runs", "runs")
-    trail.run(*NLRL, "replay", "good", "--svg", "game.svg", "--runs", "runs")
-    trail.run(*NLRL, "export", "good", "chat.jsonl", "--runs", "runs")
+    looks = ["runs", "replay good", "replay good --svg game.svg", "export good chat.jsonl"]
+    trail.run(sys.executable, "-c", SEVERAL, *(f"{look} --runs runs" for look in looks))
+    assert {"game.svg", "chat.jsonl"} <= {path.name for path in tmp_path.iterdir()}
     said = trail.run(sys.executable, "-c", CRASH, code=1)
     assert "RuntimeError: [HF_TOKEN] [DB_PASSWORD]" in said
     assert "Illegal header value '[NLRL_API_KEY]'" in said
