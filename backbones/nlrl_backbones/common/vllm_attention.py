@@ -60,6 +60,8 @@ class PlainAttention(nn.Module):
         super().__init__()
         self.head_dim, self.head_dim_v = head_dim, head_dim_v or head_dim
         self.width = kernel_width(max(self.head_dim, self.head_dim_v))
+        # Some backends size their buffers by what vLLM read from config.json, which is the width before padding.
+        vllm_config.model_config.model_arch_config.head_size = self.width
         self.attn = Attention(
             num_heads,
             self.width,

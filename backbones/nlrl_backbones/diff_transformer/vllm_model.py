@@ -42,7 +42,7 @@ from vllm.model_executor.models.utils import (
 )
 from vllm.sequence import IntermediateTensors
 
-from nlrl_backbones.common.vllm_attention import PlainAttention, kernel_width
+from nlrl_backbones.common.vllm_attention import PlainAttention
 from nlrl_backbones.common.vllm_compat import check_signatures
 
 from .config import DiffTransformerConfig
@@ -292,8 +292,6 @@ class DiffTransformerForCausalLM(nn.Module, SupportsLoRA, SupportsPP):
         check_signatures()
         config = diff_config(vllm_config)
         self.config = config
-        # vLLM read the width of a map from config.json, but what it caches, and sizes buffers for, is wider.
-        vllm_config.model_config.model_arch_config.head_size = kernel_width(config.cached_width)
         self.model = DiffTransformerModel(vllm_config=vllm_config, prefix=maybe_prefix(prefix, "model"))
         self.lm_head: Any = PPMissingLayer()
         if get_pp_group().is_last_rank:
