@@ -23,13 +23,25 @@ def line_of(squares: int) -> tuple[int, ...] | None:
 
 
 class TicTacToe(BoardGame):
-    """Tic-Tac-Toe as a `SeatedEnv`; seat 0 is O. A move's number is its square, 0 to 8, row by row."""
+    """Tic-Tac-Toe as a `SeatedEnv`; seat 0 is O. A move's number is its square, 0 to 8, row by row.
+
+    Args:
+        size: "3x3"; every game takes its board or map as its first option.
+
+    Raises:
+        ValueError: another size.
+    """
 
     seats = ("O", "X")
     core = "nlrl_envs.tic_tac_toe_core"
     solver = "nlrl_envs.tic_tac_toe_solver:TicTacToeSolver"
     action_count = 9
     grid = (3, 3)
+
+    def __init__(self, size: str = "3x3") -> None:
+        if size != "3x3":
+            raise ValueError(f"Tic-Tac-Toe is played on a board of '3x3', not '{size}'.")
+        super().__init__()
 
     @property
     def task(self) -> str:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from nlrl_envs.base import TextEnv, TextStep
 from nlrl_envs.check import EnvCheckError, check_env
 from nlrl_envs.maze import MazeText
 from nlrl_envs.playthrough import play_through
+from nlrl_envs.tic_tac_toe import TicTacToe
 
 GOLDEN = Path(__file__).parents[2] / "envs" / "golden"
 
@@ -47,6 +49,13 @@ def test_the_log_writer_names_the_games_it_knows():
     )
     assert done.returncode != 0
     assert done.stderr.strip() == f"Unknown game 'chess'; known: {', '.join(ENVS)}."
+
+
+def test_the_games_load_neither_a_compiler_nor_what_draws():
+    modules = ", ".join(sorted({reference.partition(":")[0] for reference in ENVS.values()}))
+    code = f"import {modules}, nlrl_envs.opponents, sys; print(*{{'numba', 'pygame', 'pyspiel'}} & {{*sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
 
 
 class Broken(MazeText):
@@ -110,9 +119,44 @@ class NoStarts(Broken):
         return ()
 
 
+class ForeseesChance(Broken):
+    """Its walls move by chance, and its copies share the generator."""
+
+    def reset(self, rng: np.random.Generator, start: Any = None) -> str:
+        self.chance = rng
+        return super().reset(rng, start)
+
+    def step(self, action: str) -> TextStep:
+        return super().step("move up" if action in self.legal_actions and self.chance.random() < 0.5 else action)
+
+
+class SharesTheLoss(TicTacToe):
+    """Both seats lose when one makes an illegal move."""
+
+    def step(self, action: str) -> TextStep:
+        step = super().step(action)
+        return step if step.legal else replace(step, rewards_P=(-1.0, -1.0), reward=-1.0)
+
+
+class RewardsTheOther(TicTacToe):
+    """The reward is that of whose turn it is next."""
+
+    def step(self, action: str) -> TextStep:
+        step = super().step(action)
+        return replace(step, reward=step.rewards_P[self.seat])
+
+
+class HalfSeated(Broken):
+    seats = ("player", "nobody")
+
+
 @pytest.mark.parametrize(
     ("env", "message"),
     [
+        (ForeseesChance(), "changed its original|changed by steps of its copies"),
+        (SharesTheLoss(), "do not sum to zero"),
+        (RewardsTheOther(), "not that of the seat which moved"),
+        (HalfSeated(), "lacks another property of SeatedEnv"),
         (NoNewline(), "does not end with a newline"),
         (RaisesOnIllegal(), "raised KeyError"),
         (SharedClone(), "changed its original"),

@@ -161,6 +161,11 @@ def test_a_policy_that_plays_illegal_moves_is_refused(table):
         policy_values(table, np.ones((3, 9)))
 
 
+def test_another_board_is_refused():
+    with pytest.raises(ValueError, match="'3x3', not 'double_t'"):
+        TicTacToe("double_t")
+
+
 def test_a_game_that_is_too_large_for_a_table_is_refused():
     with pytest.raises(ValueError, match="more than 100 positions"):
         tabulate(TicTacToe(), limit=100)
