@@ -111,7 +111,7 @@ def test_a_failing_model_fails_its_callers_in_one_sentence(engine: TorchEngine) 
 
 def test_what_cannot_be_loaded_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "no_such"}')
-    (tmp_path / "model.safetensors").write_bytes(b"nonsense")
+    (tmp_path / "model.safetensors").write_bytes(b"\x02" + bytes(7) + b"{}")
     with pytest.raises(EngineError, match="transformers cannot load"):
         TorchEngine(str(tmp_path))
     monkeypatch.setitem(sys.modules, "transformers", None)
