@@ -16,29 +16,37 @@ from nlrl.safe_text import as_text
 from nlrl.store_export import export_chat, export_parquet
 from nlrl.store_file import take_lock
 from nlrl.store_reader import RunReader, list_runs
+from nlrl.terminal.cast import export_cast
 from nlrl.terminal.frame import frames_of
 from nlrl.terminal.replay import export_svg, replay
 from nlrl.terminal.result import ResultRow, RunResult, result_table
 from nlrl.terminal.stats import Stats
 
 
-def replay_recorded(runs: Path, run_id: str, game: int, svg: Path | None = None, frame: int = -1) -> None:
-    """Step through a recorded game on the terminal, or write one moment of it, with the run's table, as a picture."""
+def replay_recorded(runs: Path, run_id: str, game: int, picture: Path | None = None, frame: int = -1) -> None:
+    """Step through a recorded game on the terminal, or write it to a file.
+
+    A file that ends in .cast becomes an asciicast of the whole game; any other an SVG of one moment, with the run's
+    table below it.
+    """
     with RunReader.open(recorded(runs, run_id)) as reader:
         frames = frames_of(reader.events(game)) if reader.game(game) else []
         if not frames:
             raise NoSuchRunError(f"Run '{run_id}' has no game {game}; it has {_games_text(reader)}.")
-        if svg is None:
+        if picture is None:
             replay(frames, title=f"{run_id}, game {game}")
             return
         outcome = table_of(reader.results)
     try:
-        index = frame if -len(frames) <= frame < len(frames) else -1
-        below = None if outcome is None else result_table(outcome)
-        export_svg(frames, svg, index=index, title=f"nlrl replay {run_id}", below=below)
+        if picture.suffix == ".cast":
+            export_cast(frames, picture, title=f"nlrl replay {run_id} --game {game}")
+        else:
+            index = frame if -len(frames) <= frame < len(frames) else -1
+            below = None if outcome is None else result_table(outcome)
+            export_svg(frames, picture, index=index, title=f"nlrl replay {run_id}", below=below)
     except OSError as error:
-        raise StoreError(f"The picture cannot be written to {svg}: {error.strerror}.") from error
-    Console().print(as_text(f"Wrote {svg}"))
+        raise StoreError(f"The picture cannot be written to {picture}: {error.strerror}.") from error
+    Console().print(as_text(f"Wrote {picture}"))
 
 
 def list_recorded(runs: Path) -> None:

@@ -94,12 +94,13 @@ def replay(
     game: Annotated[int, typer.Option(help="Number of the game.")] = 0,
     runs: RunsFolder = RUNS,
     svg: Annotated[Path | None, typer.Option(help="Write a moment of the game as an SVG picture instead.")] = None,
+    cast: Annotated[Path | None, typer.Option(help="Write the whole game as an asciicast (.cast) instead.")] = None,
     frame: Annotated[int, typer.Option(help="Which moment, for --svg; the last by default.")] = -1,
 ) -> None:
     """Step through a recorded game: n next, p previous, q quit."""
     from nlrl.archive import replay_recorded
 
-    replay_recorded(runs, run_id, game, svg, frame)
+    replay_recorded(runs, run_id, game, svg if cast is None else cast.with_suffix(".cast"), frame)
 
 
 @app.command(name="runs")

@@ -1,6 +1,7 @@
 """Five hundred payloads through every way out: a terminal shows our own styles and `[up]`, and nothing else."""
 
 import io
+import json
 import random
 import re
 import xml.etree.ElementTree as ET
@@ -14,6 +15,7 @@ from terminal_games import OWN_SEQUENCES, foreign_bytes, terminal, walk
 from nlrl import cli
 from nlrl.errors import StoreError
 from nlrl.safe_text import as_text
+from nlrl.terminal.cast import CLEAR, export_cast
 from nlrl.terminal.frame import frames_of
 from nlrl.terminal.live import LiveView, PlainView
 from nlrl.terminal.replay import export_svg, listing, replay
@@ -128,6 +130,24 @@ def test_pictures_are_clean_xml_without_links_or_scripts(count, row, tmp_path):
         shown = "".join(root.itertext()).replace("\xa0", " ")
         assert "[up]" in shown
     row(f"{len(payloads(count)[::5])} payloads as SVG: well-formed, no script, link or control character, [up] visible")
+
+
+@pytest.mark.parametrize("count", SIZES)
+def test_a_cast_shows_our_own_styles_only(count, row, tmp_path):
+    for payload in payloads(count)[::5]:
+        file = tmp_path / "game.cast"
+        export_cast(frames_of(hostile_game(payload)), file, title=payload)
+        header, *events = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+        assert (header["version"], header["title"][:4]) == (3, "[up]")
+        assert len(events) == 2
+        emulator = pyte.Screen(header["term"]["cols"], header["term"]["rows"])
+        for _, code, shown in events:
+            assert code == "o"
+            assert not foreign_bytes(shown.removeprefix(CLEAR))
+            pyte.Stream(emulator).feed(shown)
+        assert "[up]" in "\n".join(emulator.display)
+        assert emulator.title == ""
+    row(f"{len(payloads(count)[::5])} payloads as asciicast: our own styles only, [up] visible in a terminal")
 
 
 @pytest.mark.parametrize("count", SIZES)

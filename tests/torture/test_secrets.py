@@ -102,7 +102,13 @@ def test_no_key_is_ever_written(tmp_path, row):
         assert "refuses the key" in trail.run(*NLRL, *place, "--id", "refused", code=2)
         in_url = server.url.replace("http://", f"http://me:{CANARIES['NLRL_API_KEY']}@")
         assert "password" in trail.run(*NLRL, "run", "maze", "--base-url", in_url, *options, code=2)
-    looks = ["runs", "replay good", "replay good --svg game.svg", "export good chat.jsonl"]
+    looks = [
+        "runs",
+        "replay good",
+        "replay good --svg game.svg",
+        "replay good --cast game.cast",
+        "export good chat.jsonl",
+    ]
     trail.run(sys.executable, "-c", SEVERAL, *(f"{look} --runs runs" for look in looks))
     assert {"game.svg", "chat.jsonl"} <= {path.name for path in tmp_path.iterdir()}
     said = trail.run(sys.executable, "-c", CRASH, code=1)
