@@ -136,6 +136,10 @@ class SeatedEnv(TextEnv, Protocol):
         """The return of each seat, 1 won, -1 lost, 0 drawn; None while the game goes on."""
         ...
 
+    def clone(self) -> SeatedEnv:
+        """See `TextEnv.clone`."""
+        ...
+
 
 def seats_of(env: TextEnv) -> tuple[str, ...]:
     """Names of a game's seats; ("player",) for a game of one."""

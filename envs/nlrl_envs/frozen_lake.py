@@ -140,8 +140,9 @@ class FrozenLakeText:
             else ""
         )
         return (
-            "You cross a frozen lake. P is you, _ is ice, O is a hole, G is the goal. Each move, Left, Down, Right or "
-            f"Up, takes you one square; at the edge you stay where you are.{slip} Reaching the goal is worth 1 point; "
+            "You cross a frozen lake. P is you, _ is ice, O is a hole, G is the goal, X is you in a hole, √ is you on "
+            "the goal. Each move, Left, Down, Right or Up, takes you one square; at the edge you stay where you are."
+            f"{slip} Reaching the goal is worth 1 point; "
             f"in a hole the game is lost, and after {self.horizon} moves as well. Anything that is not one of the four "
             "moves costs 1 point and a move. Reach the goal."
         )

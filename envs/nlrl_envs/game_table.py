@@ -88,7 +88,7 @@ def tabulate(env: SeatedEnv, start: Any = None, limit: int = 200_000) -> GameTab
 
     root = env.clone()
     root.set_state(env.starts()[0] if start is None else start)
-    stack = [(visit(root), iter(root.legal_actions))]  # pyright: ignore[reportArgumentType] - clone() keeps the kind
+    stack = [(visit(root), iter(root.legal_actions))]
     while stack:
         here, moves = stack[-1]
         game, followers = rows[here]
@@ -97,7 +97,7 @@ def tabulate(env: SeatedEnv, start: Any = None, limit: int = 200_000) -> GameTab
             height[here] = 1 + max((height[s] for s in followers.values()), default=-1)
             stack.pop()
             continue
-        after: Any = game.clone()
+        after = game.clone()
         after.step(move)
         known = index.get(after.state)
         followers[move] = visit(after) if known is None else known
