@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import time
-import zlib
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from nlrl.engine.base import Completion, EngineInfo
 from nlrl.engine.scripted import ScriptedEngine
 from nlrl.iterate import Games, plain_agent, play_all
 from nlrl.recorded import RecordedEngine
-from nlrl.store import Manifest, RunReader, RunStore
+from nlrl.store import Manifest, RunStore
 from nlrl.store_schema import FILE_NAME
 from nlrl.types import GameEnd
 from nlrl_prompts import load
@@ -104,25 +103,14 @@ def test_a_day_of_calls(games, tmp_path, row):
     store.finish()
     growth = measured.memory_after - measured.memory_before
     size = (tmp_path / "run" / FILE_NAME).stat().st_size
-    packed = size / packed_texts(tmp_path / "run")
     row(
         f"{calls:,} calls in {games:,} games: {1000 * cpu / calls:.3f} ms of CPU a call ({1000 * wall / calls:.3f} ms "
         f"elapsed, the script included), memory {growth:+.1f} MiB after the first tenth, open files "
         f"{sorted(measured.files)}, {looks} looks by a reader, the slowest {slowest} s, none of which held the writer "
-        f"up; {size / calls:.0f} bytes a call on disk, {packed:.1f} times its texts packed"
+        f"up; {size / calls:.0f} bytes a call on disk"
     )
     assert calls > 5 * games
     assert growth < 50
     assert len(measured.files) == 1
     if games > 10_000:
         assert cpu / calls < 0.0003
-
-
-def packed_texts(path: Path) -> int:
-    """Bytes of all prompts and replies, each as often as it was said, packed as one stream."""
-    packer, size = zlib.compressobj(), 0
-    with RunReader.open(path) as reader:
-        for call in reader.calls():
-            said = "\n".join((*(m.content for m in call.request.messages), call.completion.text))
-            size += len(packer.compress(said.encode()))
-    return size + len(packer.flush())
