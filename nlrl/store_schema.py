@@ -35,7 +35,7 @@ CREATE TABLE run (
 CREATE TABLE prompts (
     prompt_set TEXT NOT NULL, name TEXT NOT NULL, hash TEXT NOT NULL, text TEXT NOT NULL,
     PRIMARY KEY (prompt_set, name, hash));
-CREATE TABLE texts (hash TEXT PRIMARY KEY, text TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE texts (hash TEXT PRIMARY KEY, text TEXT NOT NULL);
 CREATE TABLE message_lists (hash TEXT PRIMARY KEY, messages TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE calls (
     number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, game INTEGER, step INTEGER, role TEXT, action TEXT,
@@ -66,7 +66,8 @@ CREATE TABLE metrics (
     name TEXT NOT NULL, step INTEGER NOT NULL, value REAL NOT NULL, PRIMARY KEY (name, step)) WITHOUT ROWID;
 CREATE TABLE results (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
-"""`evaluations.variation` is -1 for the Q^L of an action, else the number of the look-ahead whose leaf is evaluated."""
+"""`texts` has row ids because SQLite gives a long row without one a page of its own: three times the space here.
+`evaluations.variation` is -1 for the Q^L of an action, else the number of the look-ahead whose leaf is evaluated."""
 
 CALL_COLUMNS = (
     "key, game, step, role, action, variation, ply, attempt, messages_hash, constraint_hash, temperature, top_p, "
