@@ -301,9 +301,11 @@ class HymbaMixer(nn.Module, MambaBase):
         x_proj, dt_proj = self.x_proj, self.dt_proj
         if not adapted:
             x_proj, dt_proj = without_adapter(x_proj), without_adapter(dt_proj)
-        dt, B, C = x_proj(u_TI)[0].split([rank, states, states], dim=-1)
-        dt = dt_proj(self.dt_layernorm(dt.contiguous()))[0]
-        return dt, self.B_layernorm(B.contiguous()), self.C_layernorm(C.contiguous())
+        parts = x_proj(u_TI)[0].split([rank, states, states], dim=-1)
+        # Copies, not `contiguous()`: a view of one token counts as contiguous wherever it begins, and vLLM's norm on
+        # CUDA reads 16 aligned bytes at a time. With Hymba-1.5B's rank of 100, B would begin at byte 200.
+        dt, B, C = (part.clone(memory_format=torch.contiguous_format) for part in parts)
+        return dt_proj(self.dt_layernorm(dt))[0], self.B_layernorm(B), self.C_layernorm(C)
 
     def _scan_with_loops(self, scan_input: torch.Tensor, output: torch.Tensor, step: ScanMetadata) -> None:
         from .vllm_cpu import scan_step
