@@ -47,11 +47,11 @@ SHAPES: dict[str, dict[str, Any]] = {
         "n_head": 4,
         "block_size": 4096,
     },
-    # Narrow layers and many: a layer has one mixer and no feed-forward part.
+    # A layer has one mixer and no feed-forward part.
     "bimamba": {
         "model_type": "bimamba",
-        "d_model": 128,
-        "n_layer": 14,
+        "d_model": 160,
+        "n_layer": 9,
         "ssm_cfg": {"layer": "Mamba2", "d_state": 64, "headdim": 32, "chunk_size": 64, "expand": 2},
         "tie_embeddings": True,
     },

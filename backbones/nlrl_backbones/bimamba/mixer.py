@@ -1,4 +1,4 @@
-"""Mamba-2's mixer with binarised projections. Convolution, scan and cache are transformers' own (``mamba2``).
+"""Mamba-2's mixer with binarised projections. Scan, cache and cached convolution are transformers' own (``mamba2``).
 
 Only what joins them is here, for three reasons. Their mixer hands ``out_proj.weight`` to a fused kernel when
 ``mamba_ssm`` is installed, which would multiply with latent weights (the official ``generate.py`` has that trap too).
@@ -23,6 +23,7 @@ from transformers.models.mamba2.modeling_mamba2 import (
 
 from nlrl_backbones.bimamba.config import BiMambaConfig
 from nlrl_backbones.bimamba.linear import LatentLinear, PackedLinear
+from nlrl_backbones.common.convolution import shifted_convolution
 
 
 def wide(x: torch.Tensor) -> torch.Tensor:
@@ -89,10 +90,12 @@ class BiMambaMixer(nn.Module):
         return self.out_proj(self.norm(y))
 
     def _convolve(self, xBC_BTC: torch.Tensor, cache: Cache | None) -> torch.Tensor:
-        tokens = xBC_BTC.shape[1]
+        tokens, past = xBC_BTC.shape[1], self.config.conv_kernel - 1
+        if cache is None:  # in training
+            assert self.conv1d.bias is not None
+            return shifted_convolution(F.pad(xBC_BTC, (0, 0, past, 0)), self.conv1d.weight[:, 0], self.conv1d.bias)
         xBC_BCT = xBC_BTC.transpose(1, 2)
-        if cache is not None:
-            xBC_BCT = cache.update_conv_state(xBC_BCT, self.layer, conv_kernel_size=self.config.conv_kernel)
+        xBC_BCT = cache.update_conv_state(xBC_BCT, self.layer, conv_kernel_size=self.config.conv_kernel)
         out = causal_conv1d_fn(xBC_BCT, self.conv1d.weight.squeeze(1), self.conv1d.bias, activation="silu")
         return out[:, :, -tokens:].transpose(1, 2)
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nlrl_backbones.common.convolution import shifted_convolution
 from nlrl_backbones.hymba.cache import LayerCache, Rows
 from nlrl_backbones.hymba.config import HymbaConfig
 from nlrl_backbones.hymba.weights import in_proj_rows
@@ -105,7 +106,7 @@ class HymbaMixer(nn.Module):
         return y_BTC
 
     def _convolve(self, x_BTC: torch.Tensor, rows: Rows, cache: LayerCache | None) -> torch.Tensor:
-        """SiLU of the causal depthwise convolution, as a sum of shifted inputs: no transposes, cheap backward."""
+        """SiLU of the causal depthwise convolution over what is cached and the new tokens."""
         past = self.config.mamba_d_conv - 1
         if cache is None or cache.conv_BKC is None:
             raw_BTC = F.pad(x_BTC, (0, 0, past, 0))
@@ -113,13 +114,8 @@ class HymbaMixer(nn.Module):
             raw_BTC = torch.cat([cache.conv_BKC, x_BTC], dim=1)
         if cache is not None:
             cache.conv_BKC = rows.last_real(raw_BTC, past)
-        length = x_BTC.shape[1]
-        taps = self.conv1d.weight[:, 0].unbind(dim=-1)
         assert self.conv1d.bias is not None
-        y_BTC = self.conv1d.bias + taps[0] * raw_BTC[:, :length]
-        for k in range(1, past + 1):
-            y_BTC = y_BTC + taps[k] * raw_BTC[:, k : k + length]
-        return F.silu(y_BTC)
+        return shifted_convolution(raw_BTC, self.conv1d.weight[:, 0], self.conv1d.bias)
 
 
 def project(linear: nn.Module, x_BTE: torch.Tensor, spared: int) -> torch.Tensor:
