@@ -10,11 +10,14 @@ from typing import NoReturn
 
 from nlrl.engine.vllm_setup import ENVIRONMENT, find_device, prepare_environment
 from nlrl.errors import ConfigError
+from nlrl.redact import secrets as secrets_of
 from nlrl.registry import ResolvedModel, resolve_model
 from nlrl.serving import as_flags, engine_args
 
 _OF_ONE_PROCESS = ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_LEVEL")
 """Settings of the engine in our own process that a server must not inherit."""
+_SERVER_KEY = "VLLM_API_KEY"
+"""Where vLLM's server looks for the key that its clients must show."""
 
 
 def serve(model: str, host: str = "127.0.0.1", port: int = 8000, extra: Sequence[str] = ()) -> NoReturn:
@@ -40,7 +43,7 @@ def serve(model: str, host: str = "127.0.0.1", port: int = 8000, extra: Sequence
     device = find_device("auto")
     resolved = resolve_model(model).fetch()
     environment = server_environment(dict(os.environ), set_before)
-    key = _key_of(extra) or environment.setdefault("VLLM_API_KEY", secrets.token_urlsafe(24))
+    key = _key_of(extra) or environment.setdefault(_SERVER_KEY, secrets.token_urlsafe(24))
     shown = f"[{host}]" if ":" in host else host
     print(f"Serving {resolved.id} at http://{shown}:{port}/v1 with the API key {key}", flush=True)
     command = server_command(resolved, device, host, port, extra)
@@ -56,9 +59,14 @@ def server_command(model: ResolvedModel, device: str, host: str, port: int, extr
 
 
 def server_environment(environment: dict[str, str], set_by_user: set[str]) -> dict[str, str]:
-    """The environment of the server: ours without what only an engine in one process wants."""
-    kept = {name: value for name, value in environment.items() if name not in _OF_ONE_PROCESS or name in set_by_user}
+    """The environment of the server: ours without what only an engine in one process wants, and without our secrets.
+
+    The model is on this machine by then, so the server needs no key but its own.
+    """
     assert set(_OF_ONE_PROCESS) <= set(ENVIRONMENT)
+    hidden = secrets_of(environment).keys() - {_SERVER_KEY}
+    ours = {name for name in _OF_ONE_PROCESS if name not in set_by_user}
+    kept = {name: value for name, value in environment.items() if name not in hidden | ours}
     return {"VLLM_LOGGING_LEVEL": "WARNING", **kept}
 
 

@@ -23,6 +23,7 @@ ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",  # bars of captured graphs; the hub's own, while it fetches, stay
     # The patterns are our own prompt sets'; a thread a request to guard against hostile ones costs a third of the time.
     "VLLM_REGEX_COMPILATION_TIMEOUT_S": "0",
 }

@@ -237,8 +237,9 @@ def weighted_loss(logits_BTV: torch.Tensor, input_ids_BT: torch.Tensor, weights_
 
 def _groups(model: PreTrainedModel, weight_decay: float) -> list[dict[str, Any]]:
     """Decay on matrices only; never on norms, biases, scales, the scan's A, meta tokens; a model may know better."""
-    if hasattr(model, "parameter_groups"):
-        return model.parameter_groups(weight_decay)
+    own: Any = getattr(model, "parameter_groups", None)
+    if own is not None:
+        return own(weight_decay)
     never = ("A_log", "memory_tokens", "wscale", "wbias")
     decayed = [p for n, p in model.named_parameters() if p.ndim == 2 and not any(word in n for word in never)]
     ids = {id(p) for p in decayed}

@@ -48,6 +48,15 @@ def test_settings_of_the_engine_in_one_process_are_not_handed_on() -> None:
     assert server_environment(ours, set_by_user=set(ours))["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
 
 
+def test_the_server_inherits_no_key_but_its_own() -> None:
+    ours = {"OPENAI_API_KEY": "canary-1", "HF_TOKEN": "canary-2", "VLLM_API_KEY": "its own", "HOME": "x"}
+    assert server_environment(ours, set_by_user=set(ours)) == {
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_API_KEY": "its own",
+        "HOME": "x",
+    }
+
+
 def test_a_port_that_does_not_exist_is_refused() -> None:
     from nlrl.serve import serve
 
