@@ -1,4 +1,4 @@
-"""Greedy continuations by the official codes, whatever the layout of a golden folder."""
+"""Greedy continuations by the official codes, whatever the layout of a golden folder, and folders that engines load."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,9 @@ FOLDERS = {
     "diffllama": ROOT / "golden_diffllama" / "plain",
     "ngpt": ROOT / "golden_ngpt",
     "bimamba": ROOT / "golden_bimamba",
+    "bimamba-packed": ROOT / "golden_bimamba",
 }
-"""One checkpoint of each family and variant."""
+"""One checkpoint of each family, variant and form of weights."""
 
 
 def greedy_cases(folder: Path) -> list[tuple[list[int], list[int]]]:
@@ -27,3 +28,14 @@ def greedy_cases(folder: Path) -> list[tuple[list[int], list[int]]]:
     ends = ("greedy_recompute_ids", "greedy_ids")
     found = [name for name in sorted(tensors) if name.startswith("prompt.") and name.endswith(ends)]
     return [(tensors[f"{name.rpartition('.')[0]}.input_ids"].tolist(), tensors[name].tolist()) for name in found]
+
+
+def loadable(name: str, scratch: Path) -> Path:
+    """The golden model ``name`` of ``FOLDERS`` as `nlrl convert` writes it, in a new folder of ``scratch``."""
+    from served import model_only
+
+    from nlrl_backbones.convert import convert
+
+    family, _, form = name.partition("-")
+    source = model_only(FOLDERS[name], scratch / f"{name}-official")
+    return convert(family, source, scratch / name, packed=form == "packed").folder
