@@ -158,8 +158,11 @@ class HymbaConfig(PretrainedConfig):
 
     @property
     def head_dim(self) -> int:
-        """Mean of the key and value widths: what a cache sized for two equal widths has to assume."""
-        return (self.key_head_dim + self.value_head_dim + 1) // 2
+        """Mean of the key and value widths: what a cache sized for two equal widths has to assume.
+
+        Rounded up to an even number, because vLLM takes it for the width that rotary positions turn, too.
+        """
+        return 2 * -(-(self.key_head_dim + self.value_head_dim) // 4)
 
     @property
     def num_meta(self) -> int:
