@@ -6,6 +6,7 @@ idempotent and imports no model. A checkpoint's ``auto_map`` is never followed: 
 
 import importlib
 import logging
+import sys
 
 from nlrl_backbones import BACKBONES
 from nlrl_backbones.common.vllm_compat import SUPPORTED_TEXT, supported
@@ -36,6 +37,18 @@ def register() -> None:
         if backbone.vllm_model and backbone.architecture not in known:
             ModelRegistry.register_model(backbone.architecture, backbone.vllm_model)
     _register_settings()
+    _let_llvmlite_be_scanned()
+
+
+def _let_llvmlite_be_scanned() -> None:
+    """Keep vLLM's start on a CPU from failing where numba was imported first.
+
+    vLLM 0.32 looks into the ``__dict__`` of every object of every loaded module; llvmlite's handle of its library,
+    which numba loads, answers any attribute with a wrapped function. For this one it gets an empty dictionary.
+    """
+    ffi = sys.modules.get("llvmlite.binding.ffi")
+    if ffi is not None and hasattr(ffi, "lib"):
+        ffi.lib._fntab["__dict__"] = {}
 
 
 def _register_settings() -> None:

@@ -18,11 +18,17 @@ def supported(version: str) -> bool:
 
 
 def check_signatures() -> None:
-    """Compare the vLLM signatures the backbones call with the installed ones.
+    """Whether the installed vLLM is one that the backbones are written for, by its version and by what they call.
 
     Raises:
-        RuntimeError: naming the first one that is missing a parameter or a method.
+        RuntimeError: another version, or the first signature that lacks a parameter.
     """
+    import vllm
+
+    if not supported(vllm.__version__):
+        raise RuntimeError(
+            f"nlrl's backbones run in vllm{SUPPORTED_TEXT}, not in {vllm.__version__}: install one of these."
+        )
     from vllm.model_executor.layers.attention import Attention
     from vllm.model_executor.layers.mamba.abstract import MambaBase
     from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper
