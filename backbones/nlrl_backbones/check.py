@@ -7,6 +7,9 @@ from typing import Any
 _TOLERANCE = 2e-3
 """On logits in float32, relative to their largest: different orders of summation, no more."""
 
+_CACHES = ("past_key_values", "cache_params")
+"""Names of a cache in transformers: of attention, and of its own Mamba models."""
+
 
 class BackboneCheckError(AssertionError):
     """A backbone that breaks its contract; the message says which promise and by how much."""
@@ -17,7 +20,8 @@ def check_backbone(model_dir: str | Path, length: int = 12) -> None:
 
     Six promises: the configuration and the architecture are registered; the weights load, all of them; decoding
     token by token with a cache equals one full pass; a padded batch equals its rows alone, padded left or right;
-    saving and loading changes nothing; the gradient of the loss is finite and reaches every parameter.
+    saving and loading changes nothing; the gradient of the loss is finite and reaches every parameter. The controls,
+    whose models are transformers' own, are held to the same.
 
     Args:
         model_dir: folder with ``config.json`` and ``*.safetensors``.
@@ -71,7 +75,8 @@ def _check_cached_decoding(model: Any, ids: Any, full: Any) -> None:
     output = model(ids[:, :half], use_cache=True)
     logits = [output.logits]
     for t in range(half, ids.shape[1]):
-        output = model(ids[:, t : t + 1], past_key_values=output.past_key_values, use_cache=True)
+        cache = {name: output[name] for name in _CACHES if name in output}
+        output = model(ids[:, t : t + 1], **cache, use_cache=True)
         logits.append(output.logits)
     import torch
 

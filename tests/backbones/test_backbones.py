@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from random_models import build
 from safetensors.torch import load_file, save_file
 
 from nlrl_backbones import BACKBONES, boxed_dir
@@ -46,7 +47,7 @@ def test_auto_classes_know_the_backbones_in_either_import_order(order):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("backbone_id", sorted(BACKBONES))
+@pytest.mark.parametrize("backbone_id", [name for name, backbone in BACKBONES.items() if backbone.boxed])
 def test_a_boxed_checkpoint_keeps_the_contract(backbone_id):
     folder = boxed_dir(backbone_id)
     if not (folder / "config.json").is_file():
@@ -55,8 +56,32 @@ def test_a_boxed_checkpoint_keeps_the_contract(backbone_id):
 
 
 def test_an_unknown_backbone_is_answered_with_the_known_ones():
-    with pytest.raises(ValueError, match="choose one of hymba"):
+    with pytest.raises(ValueError, match=f"There is no backbone 'himba': choose one of {', '.join(sorted(BACKBONES))}"):
         boxed_dir("himba")
+
+
+@pytest.mark.parametrize("backbone_id", [name for name, backbone in BACKBONES.items() if not backbone.boxed])
+def test_a_backbone_without_a_model_in_the_box_says_so(backbone_id):
+    with pytest.raises(ValueError, match=f"No model of {backbone_id} ships in the box: give a folder or a hub id"):
+        boxed_dir(backbone_id)
+
+
+OF_TRANSFORMERS = {
+    "llama": {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48},
+    "diffllama": {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48},
+    "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1, "chunk_size": 8},
+}
+
+
+def test_every_model_of_transformers_is_held_to_the_contract():
+    """So that the next test leaves none out."""
+    assert OF_TRANSFORMERS.keys() == {backbone.model_type for backbone in BACKBONES.values() if not backbone.model}
+
+
+@pytest.mark.parametrize("model_type", OF_TRANSFORMERS)
+def test_a_model_of_transformers_keeps_the_contract(model_type, tmp_path):
+    keys = {"model_type": model_type, "num_hidden_layers": 2, "hidden_size": 32, **OF_TRANSFORMERS[model_type]}
+    check_backbone(build(keys, 0, tmp_path / "model"))
 
 
 def test_the_official_checkpoint_keeps_the_contract():
@@ -85,8 +110,8 @@ def test_a_checkpoint_that_is_not_finite_is_refused(tmp_path):
 
 
 def test_a_foreign_model_type_is_refused(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
-    with pytest.raises(BackboneCheckError, match="not registered"):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}))
+    with pytest.raises(BackboneCheckError, match=r"Model type 'gpt2' is not registered: the backbones are .*'hymba'"):
         check_backbone(tmp_path)
 
 
@@ -99,6 +124,12 @@ def test_the_official_file_holds_exactly_the_named_tensors():
 def test_hymba_1_5b_has_the_published_number_of_parameters():
     numbers = [torch.Size(shape).numel() for shape in official_shapes(HymbaConfig()).values()]
     assert sum(numbers) == 1_522_797_824
+
+
+def test_the_mean_width_of_keys_and_values_is_even():
+    """vLLM takes it for the width that rotary positions turn."""
+    assert HymbaConfig(hidden_size=350, num_attention_heads=25).head_dim == 22  # of 14 and 28
+    assert HymbaConfig().head_dim == 96
 
 
 def test_roles_and_widths_of_hymba_1_5b():
