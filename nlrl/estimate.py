@@ -166,8 +166,8 @@ def _prompt_set(config: RunConfig) -> str:
     if config.engine.kind == "oracle":
         return "arithmetic"
     if config.engine.kind in ("vllm", "torch"):
-        return registry.resolve_model(config.engine.backbone).prompt_set or "default"
-    return "default"
+        return registry.resolve_model(config.engine.backbone).prompt_set or "full"
+    return "full"
 
 
 def _random_lengths(task: Task, seed: int) -> list[int]:

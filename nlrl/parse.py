@@ -52,7 +52,7 @@ def parse_reply(text: str, reply: Reply, actions: Sequence[str] = (), *, finishe
     number, action = fields.get("number"), fields.get("action")
     return Parsed(
         text=str(fields.get("evaluation") or stripped),
-        number=None if number is None else _number(number),
+        number=None if number is None else _within(_number(number), reply),
         action=None if action is None else match_action(str(action), actions),
         thought=str(fields.get("thought") or ""),
     )
@@ -86,6 +86,20 @@ def _number(value: Any) -> float:
     if not math.isfinite(number):
         raise ParseError("format", "The evaluation's number is not finite.")
     return number
+
+
+def _within(number: float, reply: Reply) -> float:
+    """`number` unless it lies outside the bounds that the form's schema states: no return is there."""
+    low, high = _bounds(reply.schema, (reply.fields or {}).get("number", ""))
+    if not low <= number <= high:
+        raise ParseError("format", f"The evaluation's number {number:g} does not lie between {low:g} and {high:g}.")
+    return number
+
+
+@lru_cache(maxsize=256)
+def _bounds(schema: str, name: str) -> tuple[float, float]:
+    wanted = json.loads(schema)["properties"].get(name, {}) if schema else {}
+    return wanted.get("minimum", -math.inf), wanted.get("maximum", math.inf)
 
 
 @lru_cache(maxsize=256)

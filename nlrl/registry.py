@@ -157,7 +157,7 @@ def _checked_folder(path: Path) -> Path:
 def _prompt_set_of(folder: Path) -> str:
     """The full prompts for a model with a chat template, the compact ones for one that continues text."""
     if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
-        return "default"
+        return "full"
     settings = folder / "tokenizer_config.json"
     if not settings.is_file():
         return "compact"
@@ -165,7 +165,7 @@ def _prompt_set_of(folder: Path) -> str:
         content = json.loads(settings.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(f"{settings} is not JSON ({error}); fetch the model again.") from error
-    return "default" if isinstance(content, dict) and content.get("chat_template") else "compact"
+    return "full" if isinstance(content, dict) and content.get("chat_template") else "compact"
 
 
 def _download(repo: str) -> Path:

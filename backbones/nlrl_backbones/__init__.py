@@ -92,7 +92,7 @@ BACKBONES: dict[str, Backbone] = {
         model="",
         vllm_model="nlrl_backbones.diff_transformer.vllm_model:DiffLlamaForCausalLM",
         boxed="",
-        prompts="default",
+        prompts="full",
         paper="Ye et al. 2024, Differential Transformer, arXiv 2410.05258",
         verified="transformers' DiffLlama on tiny random models: logits, hidden states, gradients, greedy text",
     ),
@@ -128,7 +128,7 @@ BACKBONES: dict[str, Backbone] = {
         model="",
         vllm_model="",
         boxed="",
-        prompts="default",
+        prompts="full",
         paper="Dao and Gu 2024, Transformers are SSMs, arXiv 2405.21060",
     ),
 }

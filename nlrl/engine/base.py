@@ -98,7 +98,7 @@ class Engine(Protocol):
     """
 
     prompt_set: str
-    """The prompt set this engine's model reads: "default", "compact" or "arithmetic"."""
+    """The prompt set this engine's model reads: "full", "compact" or "arithmetic"."""
 
     async def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """Answer all requests, in order. May be called again before it returned: answers are then batched together.

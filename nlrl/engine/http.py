@@ -47,7 +47,7 @@ class HttpEngine:
     Args:
         base_url: "http://127.0.0.1:8000/v1", or several, separated by commas; "/v1" is added to one without a path.
         model: name of the model at the server; the first it lists when None.
-        prompt_set: the prompt set the model reads; by default that of the backbone of the same id, else "default".
+        prompt_set: the prompt set the model reads; by default that of the backbone of the same id, else "full".
         settings: how the servers are asked.
         clock: for tests.
 
@@ -271,4 +271,4 @@ def _prompt_set_of(model: str) -> str:
     from nlrl_backbones import BACKBONES
 
     backbone = BACKBONES.get(model)
-    return backbone.prompts if backbone is not None and backbone.prompts else "default"
+    return backbone.prompts if backbone is not None and backbone.prompts else "full"

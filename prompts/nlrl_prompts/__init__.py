@@ -63,13 +63,19 @@ class Prompt:
     """Of the template's files' content: text and reply form."""
 
     def render(self, **variables: str) -> str:
-        """The user message, every variable filled in."""
-        return StringTemplate(self.user).substitute(variables)
+        """The user message, every variable filled in; raises `PromptSetError` when one is not given."""
+        return self._filled(self.user, variables)
 
     def messages(self, **variables: str) -> tuple[tuple[str, str], ...]:
         """(role, content) pairs, ready to be sent."""
         user = ("user", self.render(**variables))
-        return (user,) if self.system is None else (("system", StringTemplate(self.system).substitute(variables)), user)
+        return (user,) if self.system is None else (("system", self._filled(self.system, variables)), user)
+
+    def _filled(self, text: str, variables: Mapping[str, str]) -> str:
+        try:
+            return StringTemplate(text).substitute(variables)
+        except KeyError as error:
+            raise PromptSetError(f"{self.name}.md shows ${error.args[0]}, which it was not given.") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +108,15 @@ def load(name: str, env: str, root: Path = ROOT) -> PromptSet:
         raise PromptSetError(f"Unknown prompt set '{name}'; known: {', '.join(available())}.")
     if not (folder / env).is_dir() and not (folder / "_shared").is_dir():
         raise PromptSetError(f"Prompt set '{name}' has no prompts for '{env}': add a folder {name}/{env}.")
+    for path in sorted([*(folder / env).glob("*.md"), *(folder / "_shared").glob("*.md")]):
+        if path.stem not in TEMPLATES:
+            known = ", ".join(sorted(TEMPLATES))
+            raise PromptSetError(f"{name}/{path.parent.name}/{path.name} is no template; there are: {known}.")
     replies = _replies(folder, env)
-    return PromptSet(name, env, {t: _prompt(folder, env, t, replies.get(t)) for t in TEMPLATES})
+    prompts = {t: _prompt(folder, env, t, replies.get(t)) for t in TEMPLATES}
+    if idle := [role for role in replies if role not in TEMPLATES or not TEMPLATES[role].replies]:
+        raise PromptSetError(f"replies.toml of '{name}' describes a reply to '{idle[0]}', which nobody answers.")
+    return PromptSet(name, env, prompts)
 
 
 def constraint_pattern(reply: Reply, actions: tuple[str, ...]) -> str:
@@ -132,9 +145,11 @@ def _replies(folder: Path, env: str) -> dict[str, Reply]:
     path = next((p for p in (folder / env / "replies.toml", folder / "_shared" / "replies.toml") if p.is_file()), None)
     if path is None:
         raise PromptSetError(f"Prompt set '{folder.name}' has no replies.toml for '{env}'.")
-    table: dict[str, dict[str, Any]] = tomllib.loads(path.read_text(encoding="utf-8"))
     try:
+        table: dict[str, dict[str, Any]] = tomllib.loads(path.read_text(encoding="utf-8"))
         return {name: Reply(**entry) for name, entry in table.items()}
+    except tomllib.TOMLDecodeError as error:
+        raise PromptSetError(f"{path.name} of prompt set '{folder.name}' is not TOML: {error}.") from error
     except TypeError as error:
         raise PromptSetError(f"{path.name} of prompt set '{folder.name}': {error}.") from error
 

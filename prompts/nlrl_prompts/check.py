@@ -13,6 +13,8 @@ _NEEDED = {
     "value": {"number"},
     "combine": {"number"},
     "aggregate": {"number"},
+    "monte_carlo": {"number"},
+    "blend": {"number"},
     "policy": {"action"},
     "improve": {"action"},
 }

@@ -326,7 +326,7 @@ def test_the_model_is_the_named_one_or_the_first(server: HTTPServer) -> None:
 def test_a_hosted_model_need_not_be_listed_and_reads_the_default_prompts(server: HTTPServer) -> None:
     script(server, answer(reply()))
     engine = HttpEngine(server.url_for("/"), "another")
-    assert (engine.describe().model, engine.prompt_set) == ("another", "default")
+    assert (engine.describe().model, engine.prompt_set) == ("another", "full")
 
 
 @pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://x/v1", "http://", "http://[::1", "http://h:99999/v1"])

@@ -65,7 +65,7 @@ def test_greedy_replies_are_those_of_the_model(engine: VllmEngine, folder: Path)
         assert list(got.token_ids) == reference(folder, got.prompt_token_ids, 12)
         assert got.text == engine._tokenizer.decode(got.token_ids, skip_special_tokens=True)
         assert (got.prompt_tokens, got.completion_tokens) == (len(got.prompt_token_ids), len(got.token_ids))
-    assert engine.prompt_set == "default"
+    assert engine.prompt_set == "full"
 
 
 def test_replies_keep_the_asked_form(engine: VllmEngine) -> None:

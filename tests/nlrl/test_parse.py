@@ -13,7 +13,8 @@ from nlrl_prompts import available, load
 
 ACTIONS = ("move left", "move right", "move up", "move down")
 COMPACT = load("compact", "maze")
-DEFAULT = load("default", "maze")
+FULL = load("full", "maze")
+BOARD = load("full", "tic_tac_toe")
 
 
 def reply_form(prompts, role):
@@ -55,7 +56,7 @@ def test_compact_replies_in_the_exact_form_are_read():
     ],
 )
 def test_harmless_variants_of_a_json_move_are_accepted(text):
-    assert parse_reply(text, reply_form(DEFAULT, "policy"), ACTIONS).action == "move up"
+    assert parse_reply(text, reply_form(FULL, "policy"), ACTIONS).action == "move up"
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_harmless_variants_of_a_json_move_are_accepted(text):
 )
 def test_unusable_moves_fail_under_their_name(text, kind):
     with pytest.raises(ParseError) as failure:
-        parse_reply(text, reply_form(DEFAULT, "policy"), ACTIONS)
+        parse_reply(text, reply_form(FULL, "policy"), ACTIONS)
     assert failure.value.kind == kind
 
 
@@ -86,12 +87,12 @@ def test_unusable_moves_fail_under_their_name(text, kind):
 def test_numbers_that_are_none_are_refused(worth):
     text = f'{{"thoughts": "t", "evaluation": "e", "worth": {worth}}}'
     with pytest.raises(ParseError):
-        parse_reply(text, reply_form(DEFAULT, "value"))
+        parse_reply(text, reply_form(FULL, "value"))
 
 
 def test_a_reply_cut_at_the_token_limit_is_called_cut():
     with pytest.raises(ParseError) as failure:
-        parse_reply('{"thought": "t", "act', reply_form(DEFAULT, "policy"), ACTIONS, finished=False)
+        parse_reply('{"thought": "t", "act', reply_form(FULL, "policy"), ACTIONS, finished=False)
     assert failure.value.kind == "cut"
 
 
@@ -109,7 +110,15 @@ def test_any_text_is_classified_and_never_becomes_a_move(text, role):
 def test_a_megabyte_is_classified_quickly():
     for text in ("a" * 1_000_000, json.dumps({"thought": "b" * 1_000_000}), "{" * 1_000_000):
         begun = time.perf_counter()
-        for prompts in (COMPACT, DEFAULT):
+        for prompts in (COMPACT, FULL):
             with pytest.raises(ParseError):
                 parse_reply(text, reply_form(prompts, "policy"), ACTIONS)
         assert time.perf_counter() - begun < 0.5
+
+
+@pytest.mark.parametrize("number", [1.01, -2, "70", 1e300])
+def test_a_number_off_the_scale_is_refused_not_clipped(number):
+    text = json.dumps({"thoughts": "", "evaluation": "X is ahead.", "worth": number})
+    with pytest.raises(ParseError, match=r"does not lie between -1 and 1"):
+        parse_reply(text, reply_form(BOARD, "value"))
+    assert parse_reply(text, reply_form(FULL, "value")).number == float(number)

@@ -58,10 +58,10 @@ def test_folder_model_and_its_prompt_set(tmp_path: Path) -> None:
     plain = registry.resolve_model(str(model_folder(tmp_path / "plain")))
     assert (plain.id, plain.source, plain.prompt_set) == ("plain", "folder", "compact")
     chatty = registry.resolve_model(str(model_folder(tmp_path / "chatty", chat_template="{{ messages }}")))
-    assert chatty.prompt_set == "default"
+    assert chatty.prompt_set == "full"
     file = model_folder(tmp_path / "file")
     (file / "chat_template.jinja").write_text("{{ messages }}")
-    assert registry.resolve_model(str(file)).prompt_set == "default"
+    assert registry.resolve_model(str(file)).prompt_set == "full"
     assert plain.fetch() is plain
 
 
@@ -103,7 +103,7 @@ def test_a_fetched_hub_model_knows_its_prompt_set(tmp_path: Path, monkeypatch: p
     folder = model_folder(tmp_path / "snapshot", chat_template="{{ messages }}")
     monkeypatch.setattr(hub, "snapshot_download", lambda repo, allow_patterns: str(folder))
     fetched = registry.resolve_model("org/name").fetch()
-    assert (fetched.id, fetched.path, fetched.prompt_set) == ("org/name", folder, "default")
+    assert (fetched.id, fetched.path, fetched.prompt_set) == ("org/name", folder, "full")
     (folder / "model.safetensors").unlink()
     with pytest.raises(EngineError, match="safetensors"):
         registry.resolve_model("org/name").fetch()
