@@ -32,6 +32,18 @@ test: install-dev ## install with the tools, then run the tests (ARGS="-m 'not s
 torture: install-dev ## the full figures of tests/torture: kills, faults, hostile text and files (an hour)
 	$(VENV)/bin/python -m pytest tests/torture --torture $(ARGS)
 
+.PHONY: served
+served: install-dev ## every backbone behind nlrl serve, asked by the openai client, with adapters (some minutes)
+	$(VENV)/bin/python -m pytest --full -m full $(ARGS)
+
+.PHONY: fuzz
+fuzz: install-dev ## 50 random configurations of every backbone, trained and served (half an hour)
+	NLRL_EXAMPLES=50 $(VENV)/bin/python -m pytest tests/backbones/test_random_configs.py $(ARGS)
+
+.PHONY: mutations
+mutations: install-dev ## put single mistakes into the backbones and see which test notices each
+	$(VENV)/bin/python tests/mutations.py $(ARGS)
+
 .PHONY: doctor
 doctor: install ## say what is installed, what would run, and what to do about each problem
 	$(VENV)/bin/nlrl doctor $(ARGS)

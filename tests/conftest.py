@@ -1,7 +1,8 @@
 """Without a GPU, Triton kernels run in Triton's interpreter; the switch must be set before triton is imported.
 
 The tests of `tests/torture` have a short form, which always runs, and a full one, marked `torture`, which runs with
-`--torture` (`make torture`). What they measure is printed as a table at the end.
+`--torture` (`make torture`). What they measure is printed as a table at the end. Tests marked `full` take minutes and
+run with `--full` alone (`make served`).
 """
 
 import os
@@ -20,13 +21,15 @@ ROWS = pytest.StashKey[list[str]]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--torture", action="store_true", help="run the full figures of tests/torture, not the short ones")
+    parser.addoption("--full", action="store_true", help="run the tests marked full, which take minutes, too")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    full = config.getoption("--torture")
+    torture, full = config.getoption("--torture"), config.getoption("--full")
     left_out = [
         item for item in items
-        if (item.name.endswith("[short]") if full else item.get_closest_marker("torture") is not None)
+        if (item.name.endswith("[short]") if torture else item.get_closest_marker("torture") is not None)
+        or (not full and item.get_closest_marker("full") is not None)
     ]  # fmt: skip
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in set(left_out)]
