@@ -81,7 +81,12 @@ def convert(family: str, source: str | Path, target: str | Path, *, packed: bool
     tensors = weights.from_official(config, tensors)
     if packed:
         config, tensors = weights.to_packed(config, tensors)
-    return _write(config, tensors, source, target)
+    try:
+        return _write(config, tensors, source, target)
+    except OSError as error:
+        raise CheckpointError(
+            f"'{target}' cannot be written ({error.strerror or error}): name another place."
+        ) from error
 
 
 def family_module(family: str) -> ModuleType:
@@ -100,6 +105,8 @@ def _read(family: str, weights: ModuleType, source: Path) -> tuple[Any, dict[str
         config, tensors = weights.read_official(source)
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         check_tensors(family, shapes, weights.official_shapes(config))
+    except TypeError as error:  # a list or a text where the configuration's class reckons with a number
+        raise CheckpointError(f"A value in the configuration of '{source}' has the wrong kind: {error}.") from error
     except ValueError as error:  # of the files, or a configuration that the family's class refuses
         other = _family_of(source)
         if other in (None, family):

@@ -1,7 +1,7 @@
 """What a sequence costs in cache: numbers that follow from a configuration alone.
 
-These are the architecture's own numbers, without what paging rounds up; ``backbones/cache_bytes.py`` asks vLLM for
-the blocks it really hands out.
+These are the architecture's own numbers, without what paging rounds up; ``nlrl_backbones.vllm_cache_bytes`` asks
+vLLM for the blocks it really hands out.
 """
 
 from dataclasses import dataclass

@@ -122,6 +122,37 @@ def test_a_pickle_that_would_run_code_is_refused_before_it_runs(tmp_path, name):
     assert not marker.exists()
 
 
+@pytest.mark.parametrize("content", [b"<html>", b"PK\x03\x04", b"\x80\x02}q\x00.", bytes(range(256)), b""])
+def test_what_is_no_checkpoint_is_not_accused_of_running_code(tmp_path, content):
+    (tmp_path / "ckpt.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match="is damaged or no checkpoint"):
+        read_pickle(tmp_path / "ckpt.pt")
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
+def test_a_pointer_of_git_lfs_is_named(tmp_path, name):
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    (tmp_path / "config.json").write_text((GOLDEN["bimamba"] / "config.json").read_text())
+    with pytest.raises(CheckpointError, match="git lfs pull"):
+        convert("bimamba", tmp_path, tmp_path / "out")
+
+
+def test_a_matrix_without_signs_and_a_value_of_the_wrong_kind_are_refused(tmp_path):
+    folder = tmp_path / "source"
+    folder.mkdir()
+    keys = json.loads((GOLDEN["bimamba"] / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(keys))
+    tensors = load_file(GOLDEN["bimamba"] / "model.safetensors")
+    tensors["backbone.layers.0.mixer.in_proj.weight"][0, 0] = float("nan")
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"layers\.0\.mixer\.in_proj\.weight cannot be packed"):
+        convert("bimamba", folder, tmp_path / "out", packed=True)
+    (folder / "config.json").write_text(json.dumps(keys | {"n_layer": [2]}))
+    with pytest.raises(CheckpointError, match="wrong kind"):
+        convert("bimamba", folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_auto_map_of_an_official_folder_is_not_followed(tmp_path):
     source = official("hymba", tmp_path)
     settings = json.loads((source / "config.json").read_text())

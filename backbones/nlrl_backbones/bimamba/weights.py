@@ -112,7 +112,8 @@ def to_packed(
     """The packed form of a latent checkpoint: signs as bits, exact zeros listed, everything else as it is.
 
     Raises:
-        ValueError: a projection that is not finite, or a checkpoint that is packed already.
+        CheckpointError: a projection that is not finite.
+        ValueError: a checkpoint that is packed already.
     """
     from nlrl_kernels.binary.reference import pack_signs
 
@@ -120,7 +121,10 @@ def to_packed(
         raise ValueError("These weights are packed already: give the latent ones.")
     tensors, counts = dict(tensors), {}
     for name in projections(config):
-        tensors[f"{name}.weight_packed"], zeros = pack_signs(tensors.pop(f"{name}.weight"))
+        try:
+            tensors[f"{name}.weight_packed"], zeros = pack_signs(tensors.pop(f"{name}.weight"))
+        except ValueError as error:
+            raise CheckpointError(f"{name}.weight cannot be packed: {error}") from error
         if len(zeros):
             tensors[f"{name}.weight_zeros"], counts[name] = zeros, len(zeros)
     return _with(config, weight_format="packed", packed_zeros=counts), tensors

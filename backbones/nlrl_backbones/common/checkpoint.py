@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 Shapes = Mapping[str, tuple[int, ...]]
+_LFS = b"version https://git-lfs"
 _SHOWN = 3
 """Names in a sentence; a checkpoint of another kind would name thousands."""
 
@@ -48,14 +49,18 @@ def read_pickle(file: Path) -> Any:
     """
     import torch
 
+    _refuse_pointer(file)
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        # torch's reader raises the same for bytes that are no pickle at all; a refused callable it calls a GLOBAL.
+        if "GLOBAL" not in str(error):
+            raise CheckpointError(f"{file} is damaged or no checkpoint of tensors; fetch it again.") from error
         raise CheckpointError(
             f"{file} would run code when it is read, so it was not read: "
             "ask its authors for a file of tensors alone, or for safetensors."
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # a damaged file can trip torch's reader anywhere
         raise CheckpointError(f"{file} is damaged or no checkpoint ({_first_line(error)}); fetch it again.") from error
 
 
@@ -113,6 +118,7 @@ def _tensors_of(file: Path) -> "dict[str, torch.Tensor]":
     from safetensors.torch import load_file
 
     if file.suffix == ".safetensors":
+        _refuse_pointer(file)
         try:
             return load_file(file)
         except (SafetensorError, OSError) as error:
@@ -121,6 +127,17 @@ def _tensors_of(file: Path) -> "dict[str, torch.Tensor]":
     if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise CheckpointError(f"{file} holds something other than a dictionary of tensors; give the model's weights.")
     return dict(content)
+
+
+def _refuse_pointer(file: Path) -> None:
+    """A clone without Git LFS has small texts in the place of weights."""
+    try:
+        with file.open("rb") as stream:
+            is_pointer = stream.read(len(_LFS)) == _LFS
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read ({error.strerror}).") from error
+    if is_pointer:
+        raise CheckpointError(f"{file} is a pointer of Git LFS, not the file itself: run `git lfs pull` beside it.")
 
 
 def check_tensors(family: str, found: Shapes, wanted: Shapes) -> None:
