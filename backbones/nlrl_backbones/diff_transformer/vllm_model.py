@@ -271,10 +271,8 @@ class DiffTransformerForCausalLM(nn.Module, SupportsLoRA, SupportsPP):
         "v_proj": ["v_proj"],
         "gate_up_proj": ["gate_proj", "up_proj"],
     }
-    embedding_modules: ClassVar[dict[str, str]] = {
-        "embed_tokens": "input_embeddings",
-        "lm_head": "output_embeddings",
-    }
+    # Adapters are for the projections: with one possible on the head, vLLM 0.32 on a CPU fails at prompt_logprobs.
+    embedding_modules: ClassVar[dict[str, str]] = {}
     hf_to_vllm_mapper = WeightsMapper(
         orig_to_new_regex=_OFFICIAL_NAMES,
         orig_to_new_stacked={".gate_proj": (".gate_up_proj", 0), ".up_proj": (".gate_up_proj", 1)},
