@@ -59,6 +59,8 @@ class Asker:
     prompts: PromptSet
     task: str
     """T_L, for prompts that want it."""
+    player: str = "player"
+    """Through whose eyes: the name of a seat, for prompts that want it; `replace` it for another seat."""
     attempts: int = 3
     """How often one question may be asked before its failure stands."""
     reask_temperature: float = 0.7
@@ -93,7 +95,8 @@ class Asker:
     def _request(self, question: Question, attempt: int) -> Request:
         prompt = self.prompts[question.call.role]
         reply = _reply_of(prompt)
-        variables = {"task": self.task, "actions": ", ".join(question.actions), **question.variables}
+        known = {"task": self.task, "player": self.player, "actions": ", ".join(question.actions)}
+        variables = known | dict(question.variables)
         if admissible := quotes(reply, question.candidates):
             constraint = Constraint("choice", admissible)
         elif reply.kind == "regex":
@@ -101,7 +104,7 @@ class Asker:
         else:
             constraint = Constraint("json", fill_schema(reply, question.actions))
         temperature = reply.temperature if attempt == 0 else max(reply.temperature, self.reask_temperature)
-        call = replace(question.call, attempt=attempt)
+        call = replace(question.call, attempt=attempt) if attempt else question.call
         seed = None if self.seed is None or temperature == 0 else sample_seed(self.seed, call)
         return Request(
             messages=tuple(Message(role, text) for role, text in prompt.messages(**variables)),  # type: ignore[arg-type]

@@ -140,13 +140,18 @@ def rm(
 
 @app.command()
 def sweep(
+    env: Annotated[str, typer.Option("--env", help="maze, or a small game of two: tic_tac_toe.")] = "maze",
     map_: Annotated[str, typer.Option("--map", help="A maze.")] = "double_t",
     values: Annotated[str, typer.Option(help="Start from: zero, or manhattan (one improvement only).")] = "zero",
 ) -> None:
     """Policy iteration in exact numbers: the oracle engine through the language operators, against the solver."""
     from nlrl.exact import print_sweeps
+    from nlrl.exact_games import print_policies
 
-    print_sweeps(map_, values)
+    if env == "maze":
+        print_sweeps(map_, values)
+    else:
+        print_policies(env)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -5,7 +5,8 @@ Source: Feng et al., "Natural Language Reinforcement Learning", arXiv 2411.14251
 - `decide`: one step of language policy iteration by prompting (Algorithm 1). Look ahead from every legal action,
   describe each look-ahead in words (V^L), aggregate the descriptions (G1 with G2), improve the move from them (I). At
   K variations that is 4 K + 4 + 1 calls in three waves for a state with four actions.
-- `play` and `play_all`: games under any agent, as streams of events that logging, saving and drawing consume.
+- `play` and `play_all`: games under any agent, as streams of events that logging, saving and drawing consume. In games
+  of two the run's player takes seat g mod 2 in game g, so that it has each seat equally often.
 - `sweep`: one synchronous language TD backup over a set of states, then one improvement in each: value iteration in
   words, which with the oracle engine is value iteration in numbers.
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -37,9 +38,10 @@ from nlrl.types import (
     Step,
     truncate_history,
 )
-from nlrl.values.look_ahead import NextActions, look_ahead, uniform_random
+from nlrl.values.look_ahead import NextActions, draw_ahead, look_ahead, uniform_random
 from nlrl.values.td import language_td
-from nlrl_envs.base import TextEnv
+from nlrl_envs.base import SeatedEnv, TextEnv, rewards_of, seat_of, seats_of
+from nlrl_envs.opponents import Opponent
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -58,6 +60,8 @@ class LookAheadKnobs:
     combine: Literal["fused", "split"] = "fused"
     """G1 and G2 in one call, or G2 for each variation and then G1."""
     rollout: NextActions = field(default=uniform_random)
+    distinct: bool = True
+    """Variations that differ, as in the paper; False: independent draws, whose mean estimates the expectation."""
 
 
 async def decide(
@@ -71,13 +75,20 @@ async def decide(
     knobs: LookAheadKnobs = LookAheadKnobs(),
 ) -> Decision:
     """Language policy iteration at one state: evaluate every legal action in words, then improve."""
-    looks_A_K, lost = await look_ahead(
+    ask, value_ask = (through_the_eyes_of(seats_of(env)[seat_of(env)], a) for a in (ask, value_ask or ask))
+    ahead = look_ahead if knobs.distinct else draw_ahead
+    looks_A_K, lost = await ahead(
         env, history, call, variations=knobs.variations, steps=knobs.steps, rollout=knobs.rollout, rng=rng
     )
     estimate = await language_td(looks_A_K, history, call, ask=ask, value_ask=value_ask, combine=knobs.combine)
     choice, answer = await improve(estimate.candidates_A, history, call, ask=ask, rng=rng)
     failures = (*lost, *estimate.failures, *(answer.failures if answer else ()))
     return Decision(call.game, call.step, history, choice, failures, estimate.calls + (answer.calls if answer else 0))
+
+
+def through_the_eyes_of(player: str, ask: Asker) -> Asker:
+    """The same model, asked on behalf of a seat."""
+    return ask if ask.player == player else replace(ask, player=player)
 
 
 def policy_iteration_agent(ask: Asker, knobs: LookAheadKnobs, value_ask: Asker | None = None) -> Agent:
@@ -93,7 +104,7 @@ def plain_agent(ask: Asker) -> Agent:
     """The language policy by itself, without look-ahead: the baseline every gain is measured from."""
 
     async def agent(env: TextEnv, history: History, call: CallId, rng: np.random.Generator) -> Decision:
-        return await act(ask, history, env.legal_actions, call)
+        return await act(through_the_eyes_of(seats_of(env)[seat_of(env)], ask), history, env.legal_actions, call)
 
     return agent
 
@@ -108,6 +119,33 @@ def random_agent() -> Agent:
     return agent
 
 
+def opponent_agent(opponent: Opponent) -> Agent:
+    """An opponent of `nlrl_envs.opponents` as an agent; its moves are recorded as an opponent's."""
+
+    async def agent(env: TextEnv, history: History, call: CallId, rng: np.random.Generator) -> Decision:
+        assert isinstance(env, SeatedEnv), "opponents are for games of two"
+        (action,) = opponent([env], rng)
+        return Decision(call.game, call.step, history, ImprovedPolicy(action, "opponent"), own=False)
+
+    return agent
+
+
+def seated_agent(player: Agent, opponent: Agent) -> Agent:
+    """For games of two: `player` moves for the seat it has in a game (`seat_in`), `opponent` for the other one."""
+
+    async def agent(env: TextEnv, history: History, call: CallId, rng: np.random.Generator) -> Decision:
+        own = seat_of(env) == seat_in(env, call.game)
+        decision = await (player if own else opponent)(env, history, call, rng)
+        return replace(decision, own=own)
+
+    return agent
+
+
+def seat_in(env: TextEnv, game: int) -> int:
+    """The seat that the run's player takes in a game: each in turn; 0 in games of one."""
+    return game % len(seats_of(env))
+
+
 async def play(
     env: TextEnv,
     start: Hashable,
@@ -120,25 +158,29 @@ async def play(
 ) -> AsyncIterator[Event]:
     """One game from `start`. The agent sees the last `history_items` items of history.
 
-    An agent without a usable move forfeits: the game ends there, with the reward an illegal move costs.
+    An agent without a usable move forfeits: the game ends there, with the reward an illegal move costs. Rewards are
+    those of the run's player, whoever moved: a loss by the opponent's last move is among them.
     """
     history: History = (env.reset(rng, start),)
     yield GameStart(game, env.describe_start(start), history[0], env.render(), optimal_return)
-    total, step = 0.0, 0
+    total, step, seat = 0.0, 0, seat_in(env, game)
     while True:
         history = truncate_history(history, history_items)
-        decision = await agent(env, history, CallId(game, step, "policy"), rng)
+        known = {"actions": env.legal_actions, "player": seats_of(env)[seat_of(env)]}
+        decision = replace(await agent(env, history, CallId(game, step, "policy"), rng), **known)
         action = "" if decision.choice is None else decision.choice.action
         result = env.step(action)
-        total += result.reward
-        yield Step(game, step, decision, action, result.reward, total, result.observation, env.render(), result.legal)
+        reward = rewards_of(result)[seat]
+        total += reward
+        yield Step(game, step, decision, action, reward, total, result.observation, env.render(), result.legal)
         history = (*history, action, result.observation)
         step += 1
         if decision.choice is None:
             yield GameEnd(game, total, step, "forfeit")
             return
         if result.terminated or result.truncated:
-            outcome = "success" if result.success else "horizon" if result.truncated else "failure"
+            success = reward > 0 if result.rewards_P else result.success
+            outcome = "success" if success else "horizon" if result.truncated else "failure"
             yield GameEnd(game, total, step, outcome)
             return
 

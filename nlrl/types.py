@@ -1,6 +1,7 @@
 """The records of natural-language reinforcement learning; all frozen, all small.
 
-Legend for names with axes: A candidate actions of a state, K variations of a look-ahead, G games, S states.
+Legend for names with axes: A candidate actions of a state, K variations of a look-ahead or games from a state, G games,
+S states, T moves of a game.
 
 Symbols of the paper (Feng et al., arXiv 2411.14251): V^L is `LanguageValue` of a state, Q^L the `LanguageValue` of a
 `Candidate`, a "variation" of the language TD estimate (eq. 6, Alg. 2) is a `LookAhead`, the improvement operator I
@@ -16,8 +17,8 @@ from typing import Literal
 History = tuple[str, ...]
 """Observation, action, observation, ..., observation: oldest first, odd length, ends with the present."""
 
-Role = Literal["policy", "value", "combine", "aggregate", "improve"]
-"""Who speaks: pi_L, V^L, G2 alone, G1 (with or without G2), I."""
+Role = Literal["policy", "value", "combine", "aggregate", "improve", "monte_carlo", "blend"]
+"""Who speaks: pi_L, V^L, G2 alone, G1 of variations (with or without G2), I, G1 of whole games, G1 over lengths."""
 
 FailureKind = Literal["empty", "cut", "format", "illegal", "engine"]
 """Why a reply cannot be used: nothing said; stopped at the token limit; not of the asked form; a move that is not
@@ -49,7 +50,8 @@ class CallId:
     variation: int | None = None
     """The look-ahead's number 0..K-1, or of the draw when the roll-out policy is asked; None otherwise."""
     ply: int = 0
-    """Moves already made in the look-ahead when the roll-out policy is asked; 0 otherwise."""
+    """Moves already made in the look-ahead when the roll-out policy is asked; the length n of an n-step estimate that
+    is one of several; 0 otherwise."""
     attempt: int = 0
     """0 for the first question, 1.. for re-asks after a bad reply."""
 
@@ -73,7 +75,7 @@ class LookAhead:
     actions: tuple[str, ...]
     """The candidate action, then the roll-out policy's; at most 1 + l."""
     rewards: tuple[float, ...]
-    """One reward an action."""
+    """One reward an action: what it brought the player at the root, whoever made it."""
     terminal_text: str | None = None
     """How the game ended, when it did: the fixed text that stands in for V^L of a terminal state."""
 
@@ -112,6 +114,66 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class Situation:
+    """A state as the player who is to move knows it: what evaluations and improvements are asked about."""
+
+    history: History
+    call: CallId
+    """Where it occurred (first, if often): its game and step tell its questions apart from others'."""
+    actions: tuple[str, ...] = ()
+    """The legal ones."""
+    player: str = "player"
+    """Name of the seat; evaluations are made for it."""
+
+    @property
+    def key(self) -> tuple[str, History]:
+        """Equal for situations between which the method sees no difference."""
+        return self.player, self.history
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The games that went on from a situation, or from an action in it: evidence for Q^L or, without action, V^L."""
+
+    situation: Situation
+    action: str | None
+    games_K: tuple[LookAhead, ...]
+    """Each to its end. How many there are is the K really achieved."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Q^L of an action in a situation, or V^L of the situation when `action` is None."""
+
+    situation: Situation
+    action: str | None
+    value: LanguageValue
+    games_K: tuple[LookAhead, ...] = ()
+    """The games that a Monte Carlo evaluation was made from."""
+    reply: str = ""
+    """The whole reply: with the plain question, the target of value distillation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """A whole game as one of its players lived it; T moves by anyone."""
+
+    game: int
+    observations: tuple[str, ...]
+    """T + 1: one before each move, and the last."""
+    actions: tuple[str, ...]
+    rewards: tuple[float, ...]
+    """Of this player, the consequences of others' moves among them."""
+    own: tuple[bool, ...]
+    """Whether this player made the move."""
+    legal_T_A: tuple[tuple[str, ...], ...]
+    """What could have been moved instead."""
+    ending: str
+    """How it ended, in words."""
+    player: str = "player"
+
+
+@dataclass(frozen=True, slots=True)
 class ImprovedPolicy:
     """What the improvement operator I chose, why, and from what."""
 
@@ -133,6 +195,12 @@ class Decision:
     """None when every attempt failed: the game is then forfeited, which is recorded as such."""
     failures: tuple[Failure, ...] = ()
     calls: int = 0
+    actions: tuple[str, ...] = ()
+    """The moves that were legal."""
+    player: str = "player"
+    """Name of the seat that moved."""
+    own: bool = True
+    """False for the move of an opponent."""
 
 
 @dataclass(frozen=True, slots=True)

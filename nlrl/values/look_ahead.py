@@ -8,21 +8,36 @@ Deviations from the authors' code, on purpose:
   uniformly random or the current language policy, never an oracle (the paper's text says "fully random");
 - variations are distinct as long as distinct ones can be found, for every K; the number really achieved is
   `len(looks)` and is reported.
+
+Where the paper is silent: in games with chance a variation is told apart by what was observed, so that the same moves
+with other luck are another variation, also at 0 further steps; in games of two, rewards are those of the player at the
+root, and the roll-out policy moves for every seat (`against` makes one from a learner's and an opponent's).
+
+Distinct variations are not a sample: a mean over them is no estimate of an expectation. `draw_ahead` draws
+independently, duplicates kept, for estimates that are to be unbiased.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 
 import numpy as np
 
 from nlrl.ask import Asker, Question, history_text
 from nlrl.types import CallId, Failure, History, LookAhead, truncate_history
-from nlrl_envs.base import TextEnv
+from nlrl_envs.base import TextEnv, rewards_of, seat_of
+from nlrl_envs.opponents import Opponent
 
 TRIES_PER_VARIATION = 12
 """Draws spent on finding another distinct variation before K is declared out of reach."""
+TRIES_OF_CHANCE = 36
+"""Draws in a row without news after which chance is taken to have shown everything: they cost no call. An outcome with
+one chance in three is missed once in two million times."""
+TO_THE_END = 10_000
+"""Moves after which a game that is to be played out is given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +47,8 @@ class Branch:
     env: TextEnv
     look: LookAhead
     call: CallId
+    seat: int = 0
+    """Whose turn it was at the root: through whose eyes the variation is told."""
 
 
 NextActions = Callable[[Sequence[Branch], np.random.Generator], Awaitable[tuple[list[str | None], list[Failure]]]]
@@ -67,6 +84,40 @@ def language_policy(ask: Asker, history_items: int) -> NextActions:
     return next_actions
 
 
+def opponent_policy(opponent: Opponent) -> NextActions:
+    """An opponent of `nlrl_envs.opponents` as roll-out policy, for whichever seat it is asked; all branches at once."""
+
+    async def next_actions(
+        branches: Sequence[Branch], rng: np.random.Generator
+    ) -> tuple[list[str | None], list[Failure]]:
+        games: list = [b.env for b in branches]
+        return list(opponent(games, rng)), []
+
+    return next_actions
+
+
+def against(learner: NextActions, opponent: NextActions) -> NextActions:
+    """A roll-out policy for games of two: `learner` moves for the player at the root, `opponent` for the other one.
+
+    When both have moves to make they are asked together, so that two language models' batches stay full.
+    """
+
+    async def next_actions(
+        branches: Sequence[Branch], rng: np.random.Generator
+    ) -> tuple[list[str | None], list[Failure]]:
+        sides = [seat_of(b.env) == b.seat for b in branches]
+        # Generators of their own: who is asked first, or waits longer, changes nobody's draws.
+        mine, others = rng.spawn(2)
+        (moves, lost), (replies, missed) = await asyncio.gather(
+            learner([b for b, own in zip(branches, sides, strict=True) if own], mine),
+            opponent([b for b, own in zip(branches, sides, strict=True) if not own], others),
+        )
+        drawn = {True: iter(moves), False: iter(replies)}
+        return [next(drawn[own]) for own in sides], [*lost, *missed]
+
+    return next_actions
+
+
 async def look_ahead(
     env: TextEnv,
     history: History,
@@ -85,34 +136,62 @@ async def look_ahead(
     looks_A_K: list[list[LookAhead]] = [[] for _ in env.legal_actions]
     seen: set[History] = set()
     failures: list[Failure] = []
-    for draw in range(TRIES_PER_VARIATION):
+    # Draws in a row that chance alone decided and that showed nothing new; where there is no chance none ever does.
+    stale_A = [0] * len(looks_A_K)
+    for draw in range(TRIES_PER_VARIATION) if steps else count():
         branches = [
-            _first_move(env, history, action, replace(call, action=action, variation=draw * variations + k))
-            for action, looks_K in zip(env.legal_actions, looks_A_K, strict=True)
-            for k in range(_wanted(looks_K, variations, steps))
+            first_move(env, history, action, replace(call, action=action, variation=draw * variations + k))
+            for action, looks_K, stale in zip(env.legal_actions, looks_A_K, stale_A, strict=True)
+            for k in range(variations - len(looks_K) if stale < TRIES_OF_CHANCE else 0)
         ]
         if not branches:
             break
-        finished, failed = await _walk(branches, steps, rollout, rng)
+        finished, failed = await walk(branches, steps, rollout, rng)
         failures += failed
         for branch in finished:
+            a = env.legal_actions.index(branch.look.actions[0])
             if branch.look.history not in seen:
                 seen.add(branch.look.history)
-                looks_A_K[env.legal_actions.index(branch.look.actions[0])].append(branch.look)
+                looks_A_K[a].append(branch.look)
+                stale_A[a] = 0
+            elif len(branch.look.actions) == 1:
+                stale_A[a] += 1
     return looks_A_K, failures
 
 
-def _wanted(looks_K: Sequence[LookAhead], variations: int, steps: int) -> int:
-    """How many more variations to draw: one is all there is when nothing follows the candidate action."""
-    if steps == 0 or (looks_K and looks_K[0].terminal_text is not None and len(looks_K[0].actions) == 1):
-        return 0 if looks_K else 1
-    return variations - len(looks_K)
+async def draw_ahead(
+    env: TextEnv,
+    history: History,
+    call: CallId,
+    *,
+    variations: int,
+    steps: int,
+    rollout: NextActions,
+    rng: np.random.Generator,
+) -> tuple[list[list[LookAhead]], list[Failure]]:
+    """`variations` independent draws for every legal action, duplicates kept: a sample, as eq. 6 has it.
+
+    Returns what `look_ahead` does; fewer than `variations` only where the roll-out policy failed.
+    """
+    branches = [
+        first_move(env, history, action, replace(call, action=action, variation=k))
+        for action in env.legal_actions
+        for k in range(variations)
+    ]
+    finished, failures = await walk(branches, steps, rollout, rng)
+    looks_A_K: list[list[LookAhead]] = [[] for _ in env.legal_actions]
+    for branch in finished:
+        looks_A_K[env.legal_actions.index(branch.look.actions[0])].append(branch.look)
+    return looks_A_K, failures
 
 
-async def _walk(
+async def walk(
     branches: list[Branch], steps: int, rollout: NextActions, rng: np.random.Generator
 ) -> tuple[list[Branch], list[Failure]]:
-    """Continue all branches for `steps` plies, all of them together so that an engine's batch stays full."""
+    """Continue all branches for `steps` plies, all of them together so that an engine's batch stays full.
+
+    Returns (branches, failures); branches whose roll-out policy failed are left out.
+    """
     failures: list[Failure] = []
     for _ in range(steps):
         going = [i for i, b in enumerate(branches) if b.look.terminal_text is None]
@@ -128,8 +207,9 @@ async def _walk(
     return branches, failures
 
 
-def _first_move(env: TextEnv, history: History, action: str, call: CallId) -> Branch:
-    return _extend(Branch(env.clone(), LookAhead(history, (), ()), call), action)
+def first_move(env: TextEnv, history: History, action: str, call: CallId) -> Branch:
+    """A branch that begins with a candidate action; `env` is not stepped."""
+    return _extend(Branch(env.clone(), LookAhead(history, (), ()), call, seat_of(env)), action)
 
 
 def _extend(branch: Branch, action: str) -> Branch:
@@ -139,7 +219,7 @@ def _extend(branch: Branch, action: str) -> Branch:
     grown = LookAhead(
         history=(*look.history, action, result.observation),
         actions=(*look.actions, action),
-        rewards=(*look.rewards, result.reward),
+        rewards=(*look.rewards, rewards_of(result)[branch.seat]),
         terminal_text=(branch.env.terminal_text or "The game is over.") if over else None,
     )
-    return Branch(branch.env, grown, branch.call)
+    return Branch(branch.env, grown, branch.call, branch.seat)

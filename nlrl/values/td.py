@@ -4,8 +4,9 @@ Source: arXiv 2411.14251, eq. 6: V^L(s) ~ G1({G2(d(s, a_n, r_n, s'_n), V^L(s'_n)
 variation's transition description with the evaluation of the state it ended in; G1 (aggregate) fuses the results of
 all variations. As in the authors' code one prompt may do both ("fused"); "split" asks for G2 variation by variation.
 
-A leaf in which the game is over is not asked about: a fixed text stands for its value. Nothing is discounted (paper,
-appendix E).
+A leaf in which the game is over is not asked about: a fixed text stands for its value. Leaves that read the same are
+asked about once. Nothing is discounted (paper, appendix E). In games of two every evaluation is made for the player at
+the root (`Asker.player`), also of states in which the opponent is to move; the authors' code judges for a fixed colour.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from nlrl.ask import Answer, Asker, Question, history_text
+from nlrl.operators.once import ask_once
 from nlrl.types import CallId, Candidate, Failure, History, LanguageValue, LookAhead, Variation
 
 LeafValue = Callable[[LookAhead], LanguageValue | None]
@@ -80,13 +82,13 @@ async def _leaves(
         leaf_value(look) if look.terminal_text is None else _terminal_value(look.terminal_text, ask) for look in looks
     ]
     asked = [i for i, leaf in enumerate(leaves) if leaf is None]
-    answers = await ask.ask(
-        [Question(replace(calls[i], role="value"), {"history": history_text(looks[i].history)}) for i in asked]
+    found = await ask_once(
+        ask, [Question(replace(calls[i], role="value"), {"history": history_text(looks[i].history)}) for i in asked]
     )
-    for i, answer in zip(asked, answers, strict=True):
+    for i, answer in zip(asked, found.answers_I, strict=True):
         if answer.parsed is not None:
             leaves[i] = LanguageValue(answer.parsed.text, answer.parsed.number)
-    return leaves, answers
+    return leaves, list(found.distinct)
 
 
 def _terminal_value(terminal_text: str, ask: Asker) -> LanguageValue:
@@ -100,7 +102,7 @@ def _combine_question(call: CallId, variation: Variation, history: History) -> Q
             "history": history_text(history),
             "action": call.action or "",
             "moves": ", ".join(variation.look.actions),
-            "reward": _reward_text(variation.look),
+            "reward": reward_text(variation.look),
             "evaluation": variation.leaf.text,
         },
     )
@@ -128,7 +130,7 @@ async def _aggregate(
                     line.render(
                         number=str(k + 1),
                         moves=", ".join(v.look.actions),
-                        reward=_reward_text(v.look),
+                        reward=reward_text(v.look),
                         evaluation=text,
                     )
                     for k, (v, text) in enumerate(variations_K)
@@ -147,7 +149,7 @@ async def _aggregate(
     return candidates, answers
 
 
-def _reward_text(look: LookAhead) -> str:
-    """-3 rather than -3.0: whole rewards are written as whole numbers."""
+def reward_text(look: LookAhead) -> str:
+    """-3 rather than -3.0: whole rewards are written as whole numbers, others so that nothing is lost."""
     total = look.total_reward
-    return str(int(total)) if total == int(total) else repr(total)
+    return str(int(total)) if total == int(total) else repr(float(total))
