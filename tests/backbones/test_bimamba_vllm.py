@@ -117,6 +117,24 @@ def test_mixed_batch_then_the_same_from_the_prefix_cache(latent: Any, cases: dic
     assert [list(output.outputs[0].token_ids) for output in again] == first
 
 
+def test_prompts_of_several_blocks_in_one_step(start: Callable[..., Any], folders: dict[str, Path]) -> None:
+    """With prefix caching vLLM would take the states at block ends from within the step, which no CPU scan gives."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    llm = start(folders["plain"], enable_prefix_caching=True, max_num_batched_tokens=256)
+    model: Any = AutoModelForCausalLM.from_pretrained(folders["plain"], dtype=torch.float32)
+    generator = torch.Generator().manual_seed(5)
+    prompts = [torch.randint(3, 240, (n,), generator=generator).tolist() for n in (70, 35, 52)]
+    for _ in range(2):  # together, then from the cache
+        for ids, output in zip(prompts, generate(llm, prompts, 8, logprobs=0), strict=True):
+            tokens = list(output.outputs[0].token_ids)
+            with torch.no_grad():
+                rows = model(torch.tensor([ids + tokens])).logits[0, len(ids) - 1 : -1].log_softmax(-1)
+            told = [step[token].logprob for step, token in zip(output.outputs[0].logprobs, tokens, strict=True)]
+            assert told == pytest.approx(rows.max(-1).values.tolist(), abs=3e-4)
+
+
 def test_each_prompt_alone_equals_transformers(latent: Any, cases: dict[str, Any], folders: dict[str, Path]) -> None:
     import torch
     from transformers import AutoModelForCausalLM
@@ -151,6 +169,30 @@ def test_products_from_bits_and_their_reload(by_bits: Any, cases: dict[str, Any]
     assert greedy(by_bits, prompts_of(cases), STEPS)[CONTINUED] == CONTINUATION
     reload(by_bits, folders["zeros_packed"])
     assert_zero_variant(by_bits, cases)
+
+
+def test_a_latent_engine_reloads_everything_its_tied_head_too(
+    latent: Any, cases: dict[str, Any], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM
+
+    shutil.copytree(folders["plain"], tmp_path / "moved")
+    weights = {name: tensor.flip(0).contiguous() for name, tensor in load_file(_weights(folders["plain"])).items()}
+    save_file(weights, _weights(tmp_path / "moved"), metadata={"format": "pt"})
+    reload(latent, tmp_path / "moved")
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "moved", dtype=torch.float32)
+    for ids, found in zip(prompts_of(cases), prompt_logprobs(latent, prompts_of(cases)), strict=True):
+        with torch.no_grad():
+            expected = logprobs_of(model(torch.tensor([ids])).logits[0], ids)
+        assert found == pytest.approx(expected, abs=1e-4)
+    reload(latent, folders["plain"])
+    assert_golden_logprobs(latent, cases)
+
+
+def _weights(folder: Path) -> Path:
+    return folder / "model.safetensors"
 
 
 def test_a_latent_engine_refuses_packed_weights(latent: Any, folders: dict[str, Path]) -> None:

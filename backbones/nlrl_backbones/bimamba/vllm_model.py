@@ -16,7 +16,6 @@ from vllm.compilation.decorators import support_torch_compile
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
-from vllm.model_executor.layers.mamba.mamba_mixer2 import MambaMixer2
 from vllm.model_executor.layers.mamba.mamba_utils import (
     MambaStateCopyFuncCalculator,
     MambaStateDtypeCalculator,
@@ -37,6 +36,7 @@ from nlrl_kernels.binary.reference import pack_signs
 
 from .config import BiMambaConfig
 from .vllm_linear import BinaryConfig
+from .vllm_mixer import Mixer
 from .weights import PROJECTIONS
 
 _LATENT = tuple(f".mixer.{name}.weight" for name in PROJECTIONS)
@@ -61,7 +61,7 @@ class BiMambaLayer(nn.Module):
         super().__init__()
         self.dtype = vllm_config.model_config.dtype
         self.norm = RMSNorm(config.d_model, eps=config.layer_norm_epsilon, dtype=torch.float32)
-        self.mixer = MambaMixer2(
+        self.mixer = Mixer(
             hidden_size=config.d_model,
             ssm_state_size=config.state_size,
             conv_kernel_size=config.conv_kernel,

@@ -1,0 +1,23 @@
+"""vLLM's Mamba-2 mixer, whose promise to save states within a step is taken back where vLLM 0.32 does not keep it."""
+
+from dataclasses import replace
+
+from vllm.config import VllmConfig
+from vllm.model_executor.layers.mamba.mamba_mixer2 import MambaMixer2
+from vllm.platforms import current_platform
+from vllm.v1.kv_cache_interface import KVCacheSpec, MambaSpec
+
+
+class Mixer(MambaMixer2):
+    """``MambaMixer2`` whose prefill stops at the end of a block on a CPU, where the block's state is to be cached.
+
+    With prefix caching the scheduler may let one step run past that end, if the scan gives back the state there. vLLM's
+    scan for a CPU gives back the last states alone: a prompt longer than a block then failed, or took the state of
+    another row of the batch.
+    """
+
+    def get_kv_cache_spec(self, vllm_config: VllmConfig) -> KVCacheSpec | None:
+        spec = super().get_kv_cache_spec(vllm_config)
+        if not isinstance(spec, MambaSpec) or not current_platform.is_cpu():
+            return spec
+        return replace(spec, num_prefill_checkpoint_blocks=0, prefill_checkpoint_alignment=None)
