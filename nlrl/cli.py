@@ -140,16 +140,19 @@ def rm(
 
 @app.command()
 def sweep(
-    env: Annotated[str, typer.Option("--env", help="maze, or a small game of two: tic_tac_toe.")] = "maze",
-    map_: Annotated[str, typer.Option("--map", help="A maze.")] = "double_t",
+    env: Annotated[str, typer.Option("--env", help="maze, frozen_lake, or a small game of two: tic_tac_toe.")] = "maze",
+    map_: Annotated[str | None, typer.Option("--map", help="A maze (double_t) or a lake (4x4).")] = None,
     values: Annotated[str, typer.Option(help="Start from: zero, or manhattan (one improvement only).")] = "zero",
 ) -> None:
     """Policy iteration in exact numbers: the oracle engine through the language operators, against the solver."""
     from nlrl.exact import print_sweeps
     from nlrl.exact_games import print_policies
+    from nlrl.exact_lake import print_lake
 
     if env == "maze":
-        print_sweeps(map_, values)
+        print_sweeps(map_ or "double_t", values)
+    elif env == "frozen_lake":
+        print_lake(map_ or "4x4")
     else:
         print_policies(env)
 

@@ -28,7 +28,7 @@ import numpy as np
 
 from nlrl.ask import Asker, Question, history_text
 from nlrl.types import CallId, Failure, History, LookAhead, truncate_history
-from nlrl_envs.base import TextEnv, rewards_of, seat_of
+from nlrl_envs.base import TextEnv, rewards_of, seat_of, seats_of
 from nlrl_envs.opponents import Opponent
 
 TRIES_PER_VARIATION = 12
@@ -72,7 +72,10 @@ def language_policy(ask: Asker, history_items: int) -> NextActions:
             [
                 Question(
                     replace(b.call, role="policy", ply=len(b.look.actions)),
-                    {"history": history_text(truncate_history(b.look.history, history_items))},
+                    {
+                        "history": history_text(truncate_history(b.look.history, history_items)),
+                        "player": seats_of(b.env)[seat_of(b.env)],
+                    },
                     b.env.legal_actions,
                 )
                 for b in branches

@@ -115,7 +115,7 @@ def _blend_question(
     action = next(iter(found_N.values())).action
     line = ask.prompts["estimate"]
     lines = [
-        line.render(steps=str(n), weight=repr(weights_N[n] / total), evaluation=candidate.value.text)
+        line.render(steps=str(n), weight=f"{weights_N[n] / total:.12g}", evaluation=candidate.value.text)
         for n, candidate in found_N.items()
     ]
     return Question(
