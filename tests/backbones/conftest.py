@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_tokenizer import save_tokenizer
 
 SMALL = {
     "vocab_size": 512, "hidden_size": 128, "num_hidden_layers": 6, "num_attention_heads": 4,
@@ -13,12 +14,6 @@ SMALL = {
     "max_position_embeddings": 1024, "orig_max_position_embeddings": 1024, "rope_type": "default",
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
-CORPUS = [
-    "the board is empty and it is your turn to move",
-    "thought: the centre blocks two lines and wins next turn\nmove: 5",
-    "you are on a frozen lake: up, down, left or right?",
-    "0 1 2 3 4 5 6 7 8 9 , . : ; ( ) [ ] row column cell player opponent",
-]
 
 
 def random_weights(config: Any, seed: int = 0) -> dict[str, Any]:
@@ -69,25 +64,6 @@ def random_weights(config: Any, seed: int = 0) -> dict[str, Any]:
     return tensors
 
 
-def _save_tokenizer(folder: Path, vocab_size: int) -> None:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=["<pad>", "<bos>", "<eos>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
-    fast.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant: "
-    fast.save_pretrained(folder)
-
-
 def write_random_hymba(folder: Path, seed: int = 0, **settings: Any) -> Path:
     """Write a random checkpoint of the small shape, with the given settings changed; returns the folder."""
     from safetensors.torch import save_file
@@ -98,7 +74,7 @@ def write_random_hymba(folder: Path, seed: int = 0, **settings: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
     save_file(random_weights(config, seed), folder / "model.safetensors", metadata={"format": "pt"})
-    _save_tokenizer(folder, config.vocab_size)
+    save_tokenizer(folder, config.vocab_size)
     return folder
 
 

@@ -91,7 +91,7 @@ FAMILIES = {
 }
 
 
-def build(keys: dict[str, Any], seed: int, folder: Path) -> Path:
+def build(keys: dict[str, Any], seed: int, folder: Path, vocabulary: int = VOCABULARY) -> Path:
     """Write a model of this configuration with weights of about unit gain to ``folder``."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -99,7 +99,7 @@ def build(keys: dict[str, Any], seed: int, folder: Path) -> Path:
     import nlrl_backbones  # noqa: F401  registers the architectures
 
     shape = dict(keys)
-    ids = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    ids = {"vocab_size": vocabulary, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     torch.manual_seed(seed)
     model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(shape.pop("model_type"), **shape, **ids))
     model = model.float()
