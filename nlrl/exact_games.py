@@ -6,7 +6,7 @@ makes Q^L of it, and I chooses. On Tic-Tac-Toe against random play the policies 
 their games and then stay as they are, which is what `nlrl_envs.game_table.policy_iteration` finds in numbers alone.
 
 I names one move. Exact policy iteration shares equally among the best, which is read off the candidates' stated numbers
-(`nlrl.operators.improve.tied`).
+(`nlrl.operators.improve.tied`). Positions all of whose successors are worth what they were are not asked about again.
 """
 
 from __future__ import annotations
@@ -59,29 +59,34 @@ def policy_iteration(env: SeatedEnv, opponent_S_A: np.ndarray | None = None) -> 
     opponent = uniform_policy(table) if opponent_S_A is None else opponent_S_A
     texts_S = _texts(env, table)
     policy_S_A, calls, improvements = uniform_policy(table), 0, 0
+    before_P_S = np.full((2, len(table.states_S)), np.nan)
     while True:
         yield PolicyRecord(improvements, policy_S_A, match(table, policy_S_A, opponent), calls)
-        improved_S_A, calls = np.zeros_like(policy_S_A), 0
+        improved_S_A, calls = policy_S_A.copy(), 0
         for seat in (0, 1):
             values_S = policy_values(table, joined(table, policy_S_A, opponent, seat)) * (1 - 2 * seat)
             engine = OracleEngine(dict(zip(texts_S, values_S.tolist(), strict=True)))
             ask = Asker(engine, load("arithmetic", "tic_tac_toe"), env.task, env.seats[seat])
-            calls += asyncio.run(_improve_seat(env, table, seat, ask, improved_S_A))
+            stirred_S = (table.legal_S_A & (values_S != before_P_S[seat])[table.next_S_A]).any(axis=1)
+            asked = np.flatnonzero(stirred_S & (table.seat_S == seat))
+            before_P_S[seat] = values_S
+            calls += asyncio.run(_improve(env, table, asked, ask, improved_S_A))
         if np.array_equal(improved_S_A, policy_S_A):
             return
         policy_S_A, improvements = improved_S_A, improvements + 1
 
 
-async def _improve_seat(env: SeatedEnv, table: GameTable, seat: int, ask: Asker, policy_S_A: np.ndarray) -> int:
-    """Writes the improved policy of every position in which `seat` moves; returns the number of questions."""
+async def _improve(env: SeatedEnv, table: GameTable, asked: np.ndarray, ask: Asker, policy_S_A: np.ndarray) -> int:
+    """Writes the improved policy of the positions `asked` into `policy_S_A`; returns the number of questions."""
     column = {move: a for a, move in enumerate(table.moves_A)}
     rng, game, calls = np.random.default_rng(0), env.clone(), 0
-    for s in np.flatnonzero((table.seat_S == seat) & ~table.over_S):
+    for s in asked:
         game.set_state(table.states_S[s])
         decision = await decide(game, (game.observation,), CallId(0, int(s), "policy"), rng, ask=ask, knobs=ONE_MOVE)
         if decision.choice is None:
             raise ValueError(f"Position {table.states_S[s]!r} got no usable reply, so the iteration has no result.")
         best = [column[move] for move in tied(decision.choice)]
+        policy_S_A[s] = 0
         policy_S_A[s, best] = 1 / len(best)
         calls += decision.calls
     return calls

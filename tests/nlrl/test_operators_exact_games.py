@@ -21,9 +21,11 @@ def test_alternating_evaluation_and_improvement_is_exact_policy_iteration():
     assert len(exact) == len(records)
     for record, (policy_S_A, _) in zip(records, exact, strict=True):
         assert np.array_equal(record.policy_S_A, policy_S_A)
-    # Of 16,167 moves 2,862 end the game and need no V^L; one aggregate a move and one improvement a position.
+    # Moves that end the game need no V^L; one aggregate a move and one improvement a position.
     over = int(table.over_S[table.next_S_A[table.legal_S_A]].sum())
-    assert {r.calls for r in records[1:]} == {16_167 - over + 16_167 + 4_520}
+    assert records[1].calls == 16_167 - over + 16_167 + 4_520
+    # Positions whose successors kept their values, the last moves of a game among them, are not asked about again.
+    assert 0 < records[3].calls < records[2].calls < records[1].calls
 
 
 def test_a_game_without_a_second_player_is_one_sentence():
