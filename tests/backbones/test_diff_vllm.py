@@ -122,7 +122,7 @@ def test_a_cached_token_is_as_large_as_its_rows_of_keys_and_values(served: Calla
     assert runner.model_config.get_head_size() == 32
 
 
-def test_reload_follows_every_weight_lambda_among_them(
+def test_reload_follows_lambda_and_the_embedding_that_a_head_may_be_tied_to(
     served: Callable[[str], Any], tmp_path: Path, golden: Golden
 ) -> None:
     import torch
@@ -133,7 +133,7 @@ def test_reload_follows_every_weight_lambda_among_them(
     old, new = official(golden.name, tmp_path / "old"), official(golden.name, tmp_path / "new")
     weights = load_file(new / "model.safetensors")
     for key, tensor in weights.items():
-        if "lambda" in key:  # nothing else changes
+        if "lambda" in key or "embed" in key:  # nothing else changes
             weights[key] = tensor.flip(0).contiguous() * 1.3
     save_file(weights, new / "model.safetensors", metadata={"format": "pt"})
     llm.collective_rpc("reload_weights", kwargs={"weights_path": str(new)})

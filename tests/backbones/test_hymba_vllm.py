@@ -168,7 +168,7 @@ def test_pages_are_kept_for_producers_only(chunked: Any) -> None:
 def test_reload_recomputes_what_the_meta_tokens_leave(
     chunked: Any, cases: dict[str, Any], random_hymba: Callable[..., Path], golden_dir: Path
 ) -> None:
-    """New weights, new answers, equal to transformers' with the new weights; and back."""
+    """New weights, new answers, equal to transformers' with the new weights; and back. The tied head follows too."""
     import torch
     from safetensors.torch import load_file, save_file
     from transformers import AutoModelForCausalLM
@@ -178,7 +178,8 @@ def test_reload_recomputes_what_the_meta_tokens_leave(
     new_dir = random_hymba().parent / "meta_moved"
     shutil.copytree(golden_dir, new_dir)
     weights = load_file(new_dir / "model.safetensors")
-    weights["model.memory_tokens"] = weights["model.memory_tokens"].flip(0).contiguous()
+    for name in ("model.memory_tokens", "model.embed_tokens.weight"):
+        weights[name] = weights[name].flip(0).contiguous()
     save_file(weights, new_dir / "model.safetensors", metadata={"format": "pt"})
 
     chunked.collective_rpc("reload_weights", kwargs={"weights_path": str(new_dir)})

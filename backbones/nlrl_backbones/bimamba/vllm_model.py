@@ -21,7 +21,7 @@ from vllm.model_executor.layers.mamba.mamba_utils import (
     MambaStateDtypeCalculator,
     MambaStateShapeCalculator,
 )
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.model_executor.models.interfaces import (
     HasInnerState,
     IsAttentionFree,
@@ -32,6 +32,7 @@ from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper, m
 from vllm.sequence import IntermediateTensors
 
 from nlrl_backbones.common.vllm_compat import check_signatures
+from nlrl_backbones.common.vllm_head import language_head
 from nlrl_kernels.binary.reference import pack_signs
 
 from .config import BiMambaConfig
@@ -151,9 +152,10 @@ class BiMambaForCausalLM(nn.Module, HasInnerState, IsAttentionFree, SupportsMamb
         config = bimamba_config(vllm_config)
         self.config = config
         self.backbone = BiMambaModel(vllm_config=vllm_config, prefix=maybe_prefix(prefix, "backbone"))
-        self.lm_head = ParallelLMHead(config.vocab_size, config.d_model, prefix=maybe_prefix(prefix, "lm_head"))
-        if config.tie_embeddings:
-            self.lm_head = self.lm_head.tie_weights(self.backbone.embedding)
+        self.lm_head = language_head(
+            self.backbone.embedding, config.vocab_size, config.d_model, tied=config.tie_embeddings,
+            prefix=maybe_prefix(prefix, "lm_head"),
+        )  # fmt: skip
         self.logits_processor = LogitsProcessor(config.vocab_size)
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:

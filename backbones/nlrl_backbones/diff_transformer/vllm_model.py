@@ -29,7 +29,7 @@ from vllm.model_executor.layers.linear import (
 )
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.rotary_embedding import get_rope
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.model_executor.models.interfaces import SupportsLoRA, SupportsPP
 from vllm.model_executor.models.utils import (
     AutoWeightsLoader,
@@ -44,6 +44,7 @@ from vllm.sequence import IntermediateTensors
 
 from nlrl_backbones.common.vllm_attention import PlainAttention
 from nlrl_backbones.common.vllm_compat import check_signatures
+from nlrl_backbones.common.vllm_head import language_head
 
 from .config import DiffTransformerConfig
 from .heads import HeadLayout, difference, lambda_init, lambda_of
@@ -293,9 +294,11 @@ class DiffTransformerForCausalLM(nn.Module, SupportsLoRA, SupportsPP):
         self.model = DiffTransformerModel(vllm_config=vllm_config, prefix=maybe_prefix(prefix, "model"))
         self.lm_head: Any = PPMissingLayer()
         if get_pp_group().is_last_rank:
-            self.lm_head = ParallelLMHead(config.vocab_size, config.hidden_size, prefix=maybe_prefix(prefix, "lm_head"))
-            if config.tie_word_embeddings:
-                self.lm_head = self.lm_head.tie_weights(self.model.embed_tokens)
+            embedding: Any = self.model.embed_tokens
+            self.lm_head = language_head(
+                embedding, config.vocab_size, config.hidden_size, tied=config.tie_word_embeddings,
+                prefix=maybe_prefix(prefix, "lm_head"),
+            )  # fmt: skip
         self.logits_processor = LogitsProcessor(config.vocab_size)
         self.make_empty_intermediate_tensors = self.model.make_empty_intermediate_tensors
 

@@ -16,7 +16,7 @@ from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.model_executor.layers.linear import MergedColumnParallelLinear, RowParallelLinear
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.mamba.mamba_utils import MambaStateCopyFuncCalculator
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.model_executor.models.interfaces import (
     HasInnerState,
     IsHybrid,
@@ -27,6 +27,7 @@ from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper, m
 from vllm.sequence import IntermediateTensors
 
 from nlrl_backbones.common.vllm_compat import check_signatures
+from nlrl_backbones.common.vllm_head import language_head
 
 from .config import HymbaConfig
 from .vllm_layers import RMSNorm, SiluAndMul, without_adapter
@@ -208,9 +209,10 @@ class HymbaForCausalLM(nn.Module, HasInnerState, IsHybrid, SupportsLoRA, Support
         check_settings(config, vllm_config)
         self.config = config
         self.model = HymbaModel(vllm_config=vllm_config, prefix=maybe_prefix(prefix, "model"))
-        self.lm_head = ParallelLMHead(config.vocab_size, config.hidden_size, prefix=maybe_prefix(prefix, "lm_head"))
-        if config.tie_word_embeddings:
-            self.lm_head = self.lm_head.tie_weights(self.model.embed_tokens)
+        self.lm_head = language_head(
+            self.model.embed_tokens, config.vocab_size, config.hidden_size, tied=config.tie_word_embeddings,
+            prefix=maybe_prefix(prefix, "lm_head"),
+        )  # fmt: skip
         self.logits_processor = LogitsProcessor(config.vocab_size)
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
