@@ -127,7 +127,8 @@ def part_golden(graphs: str) -> dict[str, Any]:
     figures["logprob_max"], figures["logprob_mean"] = logprob_differences(llm, prompts, expected)
 
     weights = load_file(folder / "model.safetensors")
-    weights["model.memory_tokens"] = weights["model.memory_tokens"].flip(0).contiguous()
+    for name in ("model.memory_tokens", "model.embed_tokens.weight"):
+        weights[name] = weights[name].flip(0).contiguous()
     moved = model_only(folder)
     save_file(weights, moved / "model.safetensors", metadata={"format": "pt"})
     llm.collective_rpc("reload_weights", kwargs={"weights_path": str(moved)})
@@ -180,6 +181,7 @@ def part_model(model: Path, reference: Path, dtype: str, batch: int = 256) -> di
         order = [k for call in calls for k in call]
         flat = [output for call in outputs for output in call]
         figures[name] = equal_tokens(continuations(flat), [wanted[k] for k in order])
+        figures[f"{name}_cached_tokens"] = sum(output.num_cached_tokens or 0 for output in flat)
         figures[f"{name}_error"] = decode_error(flat, [(wanted[k], stored["greedy_logprobs"][k]) for k in order])
     llm.llm_engine.engine_core.shutdown()
     figures["passed"] = good_enough(figures, dtype)
@@ -256,9 +258,12 @@ def _add_requests(llm: Any, prompts: list[list[int]], steps: int) -> None:
 def part_speed(model: Path, dtype: str, graphs: str) -> dict[str, Any]:
     """Tokens per second: prefill of long prompts, decode of 1, 64 and 256 short ones; second run of each."""
     import torch
+    from transformers import AutoConfig
 
-    config = json.loads((model / "config.json").read_text())
-    longest = min(1024, config.get("max_position_embeddings", 1024)) - 8
+    import nlrl_backbones  # noqa: F401  makes the backbones known to transformers
+
+    config = AutoConfig.from_pretrained(model)
+    longest = min(1024, getattr(config, "max_position_embeddings", 1024)) - 8
     llm = make_engine(
         model_only(model), graphs, dtype, max_model_len=longest + 8, enable_prefix_caching=False,
         max_num_batched_tokens=16384, kv_cache_memory_bytes=16 << 30,
@@ -266,7 +271,7 @@ def part_speed(model: Path, dtype: str, graphs: str) -> dict[str, Any]:
     draw = torch.Generator().manual_seed(0)
 
     def prompts(count: int, length: int) -> list[list[int]]:
-        return torch.randint(3, config["vocab_size"] - 1, (count, length), generator=draw).tolist()
+        return torch.randint(3, config.vocab_size - 1, (count, length), generator=draw).tolist()
 
     def rate(count: int, length: int, steps: int, tokens: int) -> int:
         seconds = 0.0
