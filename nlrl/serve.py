@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from nlrl.engine.vllm_setup import ENVIRONMENT, find_device, prepare_environment
 from nlrl.errors import ConfigError
+from nlrl.model_files import check_model_folder
 from nlrl.redact import secrets as secrets_of
 from nlrl.registry import ResolvedModel, resolve_model
 from nlrl.serving import as_flags, engine_args
@@ -35,6 +36,7 @@ def serve(model: str, host: str = "127.0.0.1", port: int = 8000, extra: Sequence
     Raises:
         EngineUnavailableError: vLLM is not installed.
         ConfigError, EngineError: there is no such model, or it cannot be fetched.
+        UnsafeFileError: a file of the model's could do harm, or is damaged.
     """
     if not 0 < port < 65536:
         raise ConfigError(f"Port {port} does not exist; choose one from 1 to 65535.")
@@ -42,6 +44,8 @@ def serve(model: str, host: str = "127.0.0.1", port: int = 8000, extra: Sequence
     prepare_environment()
     device = find_device("auto")
     resolved = resolve_model(model).fetch()
+    if resolved.path is not None and resolved.source != "boxed":
+        check_model_folder(resolved.path)
     environment = server_environment(dict(os.environ), set_before)
     key = _key_of(extra) or environment.setdefault(_SERVER_KEY, secrets.token_urlsafe(24))
     shown = f"[{host}]" if ":" in host else host
@@ -55,7 +59,8 @@ def server_command(model: ResolvedModel, device: str, host: str, port: int, extr
     # vLLM's wheel for CPUs has another distribution name, under which its `vllm serve` cannot find its own version.
     command = [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server"]
     address = ["--served-model-name", model.id, "--host", host, "--port", str(port)]
-    return [*command, *as_flags(engine_args(model.path or model.id, device)), *address, *extra]
+    arguments = engine_args(model.path or model.id, device) | {"load_format": "safetensors"}  # never a pickle
+    return [*command, *as_flags(arguments), *address, *extra]
 
 
 def server_environment(environment: dict[str, str], set_by_user: set[str]) -> dict[str, str]:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from nlrl.errors import ConfigError
+from nlrl.errors import ConfigError, UnsafeFileError
 from nlrl.registry import ResolvedModel
-from nlrl.serve import server_command, server_environment
+from nlrl.serve import serve, server_command, server_environment
 from nlrl.serving import as_flags, engine_args
 
 MODEL = ResolvedModel("tiny", "folder", Path("models/tiny"), "compact")
@@ -25,6 +25,7 @@ def test_the_users_options_come_last() -> None:
     assert command[-2:] == ["--max-model-len", "512"]
     assert command[command.index("--served-model-name") + 1] == "tiny"
     assert "--enforce-eager" in command
+    assert command[command.index("--load-format") + 1] == "safetensors"
 
 
 def test_flags_of_every_kind_of_value() -> None:
@@ -57,9 +58,16 @@ def test_the_server_inherits_no_key_but_its_own() -> None:
     }
 
 
-def test_a_port_that_does_not_exist_is_refused() -> None:
-    from nlrl.serve import serve
+def test_a_folder_is_looked_at_before_the_server_opens_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nlrl.serve.prepare_environment", lambda: None)
+    monkeypatch.setattr("nlrl.serve.find_device", lambda wanted: "cpu")
+    (tmp_path / "config.json").write_text('{"model_type": "hymba"}')
+    (tmp_path / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(UnsafeFileError, match="is damaged"):
+        serve(str(tmp_path))
 
+
+def test_a_port_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ConfigError, match="choose one from 1 to 65535"):
         serve("hymba", port=0)
 
