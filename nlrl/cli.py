@@ -183,10 +183,10 @@ def pretrain(
     backbone: Annotated[list[str] | None, typer.Option(help="Whose shape; several train on the same batches.")] = None,
     out: Annotated[Path, typer.Option(help="Folder to write to; several models get one each.")] = RUNS / "pretrained",
     seed: Annotated[int, typer.Option(help="Seed of corpus, weights and order.")] = 0,
-    steps: Annotated[int, typer.Option(help="Optimizer steps.")] = 4640,
-    max_seconds: Annotated[float, typer.Option(help="The schedule ends by then.")] = 500.0,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 4640,
+    max_seconds: Annotated[float, typer.Option(min=1, help="The schedule ends by then.")] = 500.0,
     workers: Annotated[int, typer.Option(help="Processes that write the corpus.")] = max(1, (os.cpu_count() or 2) - 2),
-    batch_tokens: Annotated[int, typer.Option(help="Tokens a batch, padding included.")] = 65536,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens a batch, padding included.")] = 65536,
     compiled: Annotated[bool, typer.Option("--compile", help="Run the models through torch.compile.")] = False,
 ) -> None:
     """Make a model in the box again: corpus, tokenizer, training from scratch, grading."""

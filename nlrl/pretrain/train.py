@@ -58,7 +58,7 @@ class PretrainConfig:
     max_seconds: float = 500.0
     """The schedule is cut to what fits: the learning rate reaches its end by then even if `steps` was not reached."""
     compiled: bool = False
-    """Run the models through torch.compile, which pays when several train."""
+    """Run the models through torch.compile; with lengths of any size it took over a minute a model (`runs/LOG.md`)."""
 
 
 @dataclass(slots=True)
