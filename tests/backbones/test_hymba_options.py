@@ -248,7 +248,7 @@ def test_what_a_single_token_selects_is_copied_out_of_the_projection():
         seen.append(x)
         return x
 
-    mixer = SimpleNamespace(
+    mixer: Any = SimpleNamespace(
         config=SimpleNamespace(mamba_dt_rank=100, mamba_d_state=16),
         x_proj=lambda u: (u, None), dt_proj=lambda x: (x, None),
         dt_layernorm=norm, B_layernorm=norm, C_layernorm=norm,

@@ -25,8 +25,8 @@ _CHUNK = 16
 
 def _blocks(channels: int, states: int) -> tuple[int, int]:
     """Channels per program and padded states: about 512 state entries, 16 per thread of one warp."""
-    padded = triton.next_power_of_2(states)
-    return min(triton.next_power_of_2(channels), max(1, 512 // padded)), padded
+    padded = int(triton.next_power_of_2(states))
+    return min(int(triton.next_power_of_2(channels)), max(1, 512 // padded)), padded
 
 
 @triton.jit
