@@ -1,7 +1,8 @@
 """Put single mistakes into the backbones, one at a time, and see which test notices: `make mutations`.
 
 The mistakes stand in mutations.toml. A copy of the checkout is changed, never the checkout itself. The table names for
-each the first test that failed; one that no test notices is printed as SURVIVED, and the exit code is 1.
+each the first test that failed; one that no test notices is printed as SURVIVED, and the exit code is 1. The same tests
+must pass without a mistake, or nothing is printed and the exit code is 2.
 """
 
 import os
@@ -50,13 +51,18 @@ def first_failure(mutation: Mutation, tree: Path) -> str | None:
     file = tree / mutation.file
     right = file.read_text(encoding="utf-8")
     file.write_text(right.replace(mutation.right, mutation.wrong), encoding="utf-8")
-    parts = [str(tree), *(str(tree / name) for name in ("backbones", "kernels", "envs", "prompts"))]
-    environment = dict(os.environ) | {"PYTHONPATH": os.pathsep.join(parts), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutation.tests.split()]
     try:
-        done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
+        return failing(mutation.tests, tree)
     finally:
         file.write_text(right, encoding="utf-8")
+
+
+def failing(tests: str, tree: Path) -> str | None:
+    """The first of ``tests`` that fails in ``tree`` as it stands; None when all pass."""
+    parts = [str(tree), *(str(tree / name) for name in ("backbones", "kernels", "envs", "prompts"))]
+    environment = dict(os.environ) | {"PYTHONPATH": os.pathsep.join(parts), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests.split()]
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return None
     found = re.search(r"^(?:FAILED|ERROR) \S*?([^/\s]+\.py\S*)", done.stdout, re.MULTILINE)
@@ -71,12 +77,16 @@ def main() -> int:
         return 2
     chosen = [m for m in mutations() if not wanted or any(word.lower() in m.mistake.lower() for word in wanted)]
     survived = 0
-    print("| mistake | noticed by | s |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as scratch:
         tree = Path(scratch) / "tree"
         for name in ("nlrl", "backbones", "kernels", "envs", "prompts", "tests", "runs"):
             shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "out", "boxed"))
         shutil.copyfile(ROOT / "pyproject.toml", tree / "pyproject.toml")
+        for tests in dict.fromkeys(m.tests for m in chosen):
+            if (broken := failing(tests, tree)) is not None:
+                print(f"Without any mistake {broken} fails: mend that first.")
+                return 2
+        print("| mistake | noticed by | s |\n|---|---|---|")
         for mutation in chosen:
             began = time.perf_counter()
             noticed = first_failure(mutation, tree)
