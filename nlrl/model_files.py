@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nlrl.errors import UnsafeFileError
+from nlrl.errors import ConfigError, UnsafeFileError
 from nlrl.redact import without_secrets
 
 READ = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
@@ -43,6 +43,7 @@ def check_model_folder(folder: Path) -> None:
 
     Raises:
         UnsafeFileError: something in it could do harm, or is damaged; one sentence says what.
+        ConfigError: the configuration names no kind of model, as those of some official checkpoints.
     """
     for path in _files(folder):
         _check_place(path, folder)
@@ -50,6 +51,11 @@ def check_model_folder(folder: Path) -> None:
             check_safetensors(path)
     config = _json(folder / "config.json", MOST_CONFIG)
     _check_options(config, folder / "config.json")
+    if "model_type" not in config:
+        raise ConfigError(
+            f"{folder / 'config.json'} names no model_type; make an official checkpoint loadable by "
+            "`nlrl convert FAMILY SRC DST` first."
+        )
     settings = folder / "tokenizer_config.json"
     tokens = _json(settings, MOST_TOKENIZER) if settings.is_file() else {}
     _check_added(tokens.get("added_tokens_decoder"), settings)

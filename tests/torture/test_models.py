@@ -190,3 +190,11 @@ def test_the_fingerprint_sees_one_changed_byte(model):
     content[-1] ^= 1
     path.write_bytes(content)
     assert fingerprint(model) != fingerprint(BOXED)
+
+
+def test_an_official_checkpoint_without_a_kind_is_sent_to_convert(model):
+    settings = json.loads((model / "config.json").read_text())
+    del settings["model_type"]
+    (model / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match="names no model_type; make an official checkpoint loadable by `nlrl convert"):
+        check_model_folder(model)
