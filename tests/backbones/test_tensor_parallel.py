@@ -14,7 +14,7 @@ from goldens import FOLDERS, greedy_cases, loadable
 from random_models import build
 
 pytest.importorskip("vllm")
-pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+pytestmark = [pytest.mark.vllm, pytest.mark.full]
 
 SCRIPT = Path(__file__).parents[1] / "support" / "tensor_parallel.py"
 LIMIT_S = 240

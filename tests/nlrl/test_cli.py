@@ -115,7 +115,7 @@ def test_a_budget_stops_a_run_that_can_be_resumed(tmp_path):
 
 
 def test_ctrl_c_leaves_a_run_that_replays(tmp_path):
-    arguments = ["run", "maze", "--engine", "oracle", "-s", "env.starts=4000", "--runs", str(tmp_path), "--id", "cut"]
+    arguments = ["run", "maze", "--engine", "oracle", "-s", "env.starts=400", "--runs", str(tmp_path), "--id", "cut"]
     running = subprocess.Popen(
         [*NLRL, *arguments, "--plain"],
         stdout=subprocess.PIPE,
