@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -115,19 +114,20 @@ def test_a_budget_stops_a_run_that_can_be_resumed(tmp_path):
 
 
 def test_ctrl_c_leaves_a_run_that_replays(tmp_path):
-    arguments = ["run", "maze", "--engine", "oracle", "-s", "env.starts=400", "--runs", str(tmp_path), "--id", "cut"]
+    arguments = ["run", "maze", "--engine", "oracle", "-s", "env.starts=1500", "--runs", str(tmp_path), "--id", "cut"]
     running = subprocess.Popen(
         [*NLRL, *arguments, "--plain"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell's background jobs ignore the signal, and so would this child of theirs.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert running.stdout is not None
     for line in running.stdout:
         if line.startswith("game "):
             break
-    time.sleep(0.5)
     os.kill(running.pid, signal.SIGINT)
     printed, errors = running.communicate(timeout=60)
     assert running.returncode == 130, errors
