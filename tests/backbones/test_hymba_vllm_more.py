@@ -242,10 +242,12 @@ def test_heads_that_do_not_divide_are_refused(heads: tuple[int, int], devices: i
 def test_options_that_cannot_be_served_are_refused(
     folder: Path, option: dict[str, Any], lora: bool, sentence: str
 ) -> None:
-    from nlrl_backbones.hymba.vllm_model import check_settings, hymba_config
+    from nlrl_backbones.common.vllm_compat import own_config
+    from nlrl_backbones.hymba.config import HymbaConfig
+    from nlrl_backbones.hymba.vllm_model import check_settings
 
     vllm_config = engine_config(folder, **({"enable_lora": True} if lora else {}))
-    config = hymba_config(vllm_config)
+    config = own_config(vllm_config, HymbaConfig)
     check_settings(config, vllm_config)
     for name, value in option.items():
         setattr(config, name, value)

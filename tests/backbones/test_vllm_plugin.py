@@ -36,3 +36,17 @@ def test_another_vllm_is_refused_by_its_version(monkeypatch):
     monkeypatch.setattr(vllm, "__version__", "0.34.0")
     with pytest.raises(RuntimeError, match=r"run in vllm>=0\.32,<0\.34, not in 0\.34\.0: install one of these"):
         check_signatures()
+
+
+def test_a_configuration_of_another_class_points_at_the_plugin():
+    from types import SimpleNamespace
+    from typing import Any
+
+    from transformers import LlamaConfig
+
+    from nlrl_backbones.common.vllm_compat import own_config
+    from nlrl_backbones.ngpt.config import NGPTConfig
+
+    config: Any = SimpleNamespace(model_config=SimpleNamespace(hf_config=LlamaConfig()))
+    with pytest.raises(TypeError, match="read as LlamaConfig, not NGPTConfig: is nlrl's vLLM plugin installed"):
+        own_config(config, NGPTConfig)

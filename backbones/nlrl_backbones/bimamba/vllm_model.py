@@ -31,7 +31,7 @@ from vllm.model_executor.models.interfaces import (
 from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper, maybe_prefix
 from vllm.sequence import IntermediateTensors
 
-from nlrl_backbones.common.vllm_compat import check_signatures
+from nlrl_backbones.common.vllm_compat import check_signatures, own_config
 from nlrl_backbones.common.vllm_head import language_head
 from nlrl_kernels.binary.reference import pack_signs
 
@@ -41,18 +41,6 @@ from .vllm_mixer import Mixer
 from .weights import PROJECTIONS
 
 _LATENT = tuple(f".mixer.{name}.weight" for name in PROJECTIONS)
-
-
-def bimamba_config(vllm_config: VllmConfig) -> BiMambaConfig:
-    """The model's own configuration.
-
-    Raises:
-        TypeError: when config.json was read by another class, which happens if the plugin did not register first.
-    """
-    config = vllm_config.model_config.hf_config
-    if not isinstance(config, BiMambaConfig):
-        raise TypeError(f"Expected a BiMambaConfig, got {type(config).__name__}: is nlrl's vLLM plugin installed?")
-    return config
 
 
 class BiMambaLayer(nn.Module):
@@ -90,7 +78,7 @@ class BiMambaModel(nn.Module):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
-        config = bimamba_config(vllm_config)
+        config = own_config(vllm_config, BiMambaConfig)
         self.dtype = vllm_config.model_config.dtype
         self.embedding = VocabParallelEmbedding(config.vocab_size, config.d_model)
         layers = (BiMambaLayer(config, vllm_config, f"{prefix}.layers.{i}") for i in range(config.n_layer))
@@ -130,7 +118,7 @@ class BiMambaForCausalLM(nn.Module, HasInnerState, IsAttentionFree, SupportsMamb
 
     @classmethod
     def get_mamba_state_shape_from_config(cls, vllm_config: VllmConfig) -> tuple[tuple[int, int], tuple[int, int, int]]:
-        config = bimamba_config(vllm_config)
+        config = own_config(vllm_config, BiMambaConfig)
         return MambaStateShapeCalculator.mamba2_state_shape(
             intermediate_size=config.intermediate_size,
             tp_world_size=vllm_config.parallel_config.tensor_parallel_size,
@@ -149,7 +137,7 @@ class BiMambaForCausalLM(nn.Module, HasInnerState, IsAttentionFree, SupportsMamb
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
         check_signatures()
-        config = bimamba_config(vllm_config)
+        config = own_config(vllm_config, BiMambaConfig)
         self.config = config
         self.backbone = BiMambaModel(vllm_config=vllm_config, prefix=maybe_prefix(prefix, "backbone"))
         self.lm_head = language_head(

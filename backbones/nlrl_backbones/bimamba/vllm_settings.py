@@ -6,6 +6,8 @@ vLLM does this by itself for hybrids and for the pure Mamba models of its own tr
 from vllm.config import VllmConfig
 from vllm.model_executor.models.config import MambaModelConfig
 
+from nlrl_backbones.common.vllm_compat import own_config
+
 from .config import BiMambaConfig
 
 
@@ -20,8 +22,7 @@ class BiMambaSettings(MambaModelConfig):
             ValueError: a number of devices that does not divide the heads, pipeline stages, or LoRA with several
                 devices.
         """
-        config, parallel = vllm_config.model_config.hf_config, vllm_config.parallel_config
-        assert isinstance(config, BiMambaConfig)
+        config, parallel = own_config(vllm_config, BiMambaConfig), vllm_config.parallel_config
         ranks = parallel.tensor_parallel_size
         if config.num_heads % ranks:
             raise ValueError(

@@ -6,6 +6,7 @@ handful of signatures we build on are compared before a model is made.
 
 import inspect
 import re
+from typing import Any, TypeVar
 
 SUPPORTED = ((0, 32), (0, 34))  # from the first, up to but not including the second
 SUPPORTED_TEXT = ">=0.32,<0.34"
@@ -49,3 +50,20 @@ def check_signatures() -> None:
                 f"The installed vLLM's {function.__qualname__} lacks {', '.join(missing)}: "
                 f"install vllm{SUPPORTED_TEXT} to serve nlrl's backbones."
             )
+
+
+Config = TypeVar("Config")
+
+
+def own_config(vllm_config: Any, kind: type[Config]) -> Config:
+    """The configuration of the model that vLLM is about to make, of a backbone's own class.
+
+    Raises:
+        TypeError: another class read config.json, which happens if the plugin did not register first.
+    """
+    config = vllm_config.model_config.hf_config
+    if not isinstance(config, kind):
+        raise TypeError(
+            f"config.json was read as {type(config).__name__}, not {kind.__name__}: is nlrl's vLLM plugin installed?"
+        )
+    return config

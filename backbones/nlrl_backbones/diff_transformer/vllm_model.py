@@ -43,7 +43,7 @@ from vllm.model_executor.models.utils import (
 from vllm.sequence import IntermediateTensors
 
 from nlrl_backbones.common.vllm_attention import PlainAttention
-from nlrl_backbones.common.vllm_compat import check_signatures
+from nlrl_backbones.common.vllm_compat import check_signatures, own_config
 from nlrl_backbones.common.vllm_head import language_head
 
 from .config import DiffTransformerConfig
@@ -58,17 +58,13 @@ def diff_config(vllm_config: VllmConfig) -> DiffTransformerConfig:
     """The model's own configuration, ours for a DiffLlama of transformers.
 
     Raises:
-        TypeError: when config.json was read by another class, which happens if the plugin did not register first.
+        TypeError: another class read config.json.
         ValueError: a setting of a DiffLlama that we lack.
     """
     config = vllm_config.model_config.hf_config
     if isinstance(config, DiffLlamaConfig):
         return config_from_diffllama(config)
-    if not isinstance(config, DiffTransformerConfig):
-        raise TypeError(
-            f"Expected a DiffTransformerConfig, got {type(config).__name__}: is nlrl's vLLM plugin installed?"
-        )
-    return config
+    return own_config(vllm_config, DiffTransformerConfig)
 
 
 class DiffProjections(nn.Module):

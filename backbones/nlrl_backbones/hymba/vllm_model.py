@@ -26,24 +26,12 @@ from vllm.model_executor.models.interfaces import (
 from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper, maybe_prefix
 from vllm.sequence import IntermediateTensors
 
-from nlrl_backbones.common.vllm_compat import check_signatures
+from nlrl_backbones.common.vllm_compat import check_signatures, own_config
 from nlrl_backbones.common.vllm_head import language_head
 
 from .config import HymbaConfig
 from .vllm_layers import RMSNorm, SiluAndMul, without_adapter
 from .vllm_mixer import HymbaMixer, scan_state_dtypes, scan_state_shapes
-
-
-def hymba_config(vllm_config: VllmConfig) -> HymbaConfig:
-    """The model's own configuration.
-
-    Raises:
-        TypeError: when config.json was read by another class, which happens if the plugin did not register first.
-    """
-    config = vllm_config.model_config.hf_config
-    if not isinstance(config, HymbaConfig):
-        raise TypeError(f"Expected a HymbaConfig, got {type(config).__name__}: is nlrl's vLLM plugin installed?")
-    return config
 
 
 def check_settings(config: HymbaConfig, vllm_config: VllmConfig) -> None:
@@ -139,7 +127,7 @@ class HymbaModel(nn.Module):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
-        config = hymba_config(vllm_config)
+        config = own_config(vllm_config, HymbaConfig)
         if get_pp_group().world_size > 1:
             raise ValueError("Hymba is not split over pipeline stages: use tensor_parallel_size instead.")
         self.num_meta = config.num_meta
@@ -196,7 +184,7 @@ class HymbaForCausalLM(nn.Module, HasInnerState, IsHybrid, SupportsLoRA, Support
 
     @classmethod
     def get_mamba_state_shape_from_config(cls, vllm_config: VllmConfig) -> tuple[tuple[int, int], tuple[int, int]]:
-        return scan_state_shapes(hymba_config(vllm_config), vllm_config.parallel_config.tensor_parallel_size)
+        return scan_state_shapes(own_config(vllm_config, HymbaConfig), vllm_config.parallel_config.tensor_parallel_size)
 
     @classmethod
     def get_mamba_state_copy_func(cls) -> tuple[Any, Any]:
@@ -205,7 +193,7 @@ class HymbaForCausalLM(nn.Module, HasInnerState, IsHybrid, SupportsLoRA, Support
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
         check_signatures()
-        config = hymba_config(vllm_config)
+        config = own_config(vllm_config, HymbaConfig)
         check_settings(config, vllm_config)
         self.config = config
         self.model = HymbaModel(vllm_config=vllm_config, prefix=maybe_prefix(prefix, "model"))

@@ -38,7 +38,7 @@ from vllm.model_executor.utils import set_weight_attrs
 from vllm.sequence import IntermediateTensors
 
 from nlrl_backbones.common.vllm_attention import PlainAttention
-from nlrl_backbones.common.vllm_compat import check_signatures
+from nlrl_backbones.common.vllm_compat import check_signatures, own_config
 from nlrl_kernels.hypersphere import position_step, qk_step, residual_step, scaled_swiglu
 
 from .config import NGPTConfig
@@ -48,18 +48,6 @@ _NORM_EPS = 1e-6
 _ALPHA = 0.05
 
 Tables = tuple[torch.Tensor, torch.Tensor | None]
-
-
-def ngpt_config(vllm_config: VllmConfig) -> NGPTConfig:
-    """The model's own configuration.
-
-    Raises:
-        TypeError: when config.json was read by another class, which happens if the plugin did not register first.
-    """
-    config = vllm_config.model_config.hf_config
-    if not isinstance(config, NGPTConfig):
-        raise TypeError(f"Expected an NGPTConfig, got {type(config).__name__}: is nlrl's vLLM plugin installed?")
-    return config
 
 
 def scale_parameter(width: int, factor: float, *, parts: int = 1, sharded: bool = True) -> nn.Parameter:
@@ -147,7 +135,7 @@ class NGPTModel(nn.Module):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
-        config = ngpt_config(vllm_config)
+        config = own_config(vllm_config, NGPTConfig)
         self.head_dim, self.position = config.head_dim, config.position
         self.wte = (
             VocabParallelEmbedding(config.vocab_size, config.n_embd, prefix=f"{prefix}.wte")
@@ -197,7 +185,7 @@ class NGPTForCausalLM(nn.Module, SupportsLoRA, SupportsPP):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
         check_signatures()
-        config = ngpt_config(vllm_config)
+        config = own_config(vllm_config, NGPTConfig)
         self.config = config
         self.transformer = NGPTModel(vllm_config=vllm_config, prefix=maybe_prefix(prefix, "transformer"))
         self.make_empty_intermediate_tensors = self.transformer.make_empty_intermediate_tensors
