@@ -41,6 +41,8 @@ def prepare_environment(*, batch_invariant: bool = False) -> None:
         os.environ.setdefault(name, value)
     # vLLM sets its logger up late; what it says while it is imported would come out regardless of its level.
     logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
+    # torch warns while it is imported that vLLM has hidden Triton, which has no use on a CPU.
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
     if "OMP_NUM_THREADS" not in os.environ and not Path("/proc/driver/nvidia/version").exists():
         # More threads than one made small models on shared cores up to eight times slower: they wait by spinning.
         os.environ["OMP_NUM_THREADS"] = "1"
