@@ -260,4 +260,62 @@ class GameEnd:
 
 
 Event = GameStart | Step | GameEnd
-"""What a loop yields; logging, saving and drawing consume it."""
+"""What games yield; logging, saving and drawing consume it."""
+
+PhaseName = Literal["collect", "estimate", "distil value", "improve", "distil policy", "evaluate"]
+"""The stages of an iteration: games, G1 over them, value training, I, policy training, games to be graded by."""
+
+StudentName = Literal["value", "policy"]
+"""Which model learns."""
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseStart:
+    """A stage of an iteration begins; iteration 0 is the untrained model, which is only evaluated."""
+
+    iteration: int
+    phase: PhaseName
+    total: int
+    """Games, questions or examples that are coming; 0 when not known yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimated:
+    """Language values were estimated: by Monte Carlo from games or by TD from look-aheads."""
+
+    iteration: int
+    evaluations: tuple[Evaluation, ...]
+    failures: tuple[Failure, ...] = ()
+    calls: int = 0
+    achieved_K: tuple[tuple[int, int], ...] = ()
+    """(K, groups that had K games), ascending."""
+
+
+@dataclass(frozen=True, slots=True)
+class Improved:
+    """The improvement operator was applied: one choice a situation, None where it gave no usable reply."""
+
+    iteration: int
+    situations_S: tuple[Situation, ...]
+    choices_S: tuple[ImprovedPolicy | None, ...]
+    failures: tuple[Failure, ...] = ()
+    calls: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A student learned, and answers with its new weights from here on."""
+
+    iteration: int
+    student: StudentName
+    checkpoint: str
+    """Name of its checkpoint in the run; "" where nothing is written (a table that learns)."""
+    examples: int
+    tokens: int
+    """Of the targets, over all epochs."""
+    losses_T: tuple[float, ...] = ()
+    """Mean cross-entropy a target token, one an optimizer step."""
+
+
+LoopEvent = Event | PhaseStart | Estimated | Improved | Trained
+"""What a loop that learns yields."""
