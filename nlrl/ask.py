@@ -44,6 +44,8 @@ class Answer:
     parsed: Parsed | None
     reply: str
     failures: tuple[Failure, ...]
+    token_ids: tuple[int, ...] = ()
+    """The reply as the engine drew it, for training; () from an engine that shows none."""
 
     @property
     def calls(self) -> int:
@@ -73,7 +75,7 @@ class Asker:
 
     async def ask(self, questions: Sequence[Question]) -> list[Answer]:
         """All questions in one go; those with bad replies again in one go, until `attempts` is reached."""
-        replies = [""] * len(questions)
+        last = [Completion("")] * len(questions)
         parsed: list[Parsed | None] = [None] * len(questions)
         failures: list[list[Failure]] = [[] for _ in questions]
         for attempt in range(self.attempts):
@@ -84,13 +86,13 @@ class Asker:
             completions = await self.engine.generate(requests)
             for i, request, completion in zip(open_, requests, completions, strict=True):
                 outcome = self._check(questions[i], request, completion)
-                replies[i] = completion.text
+                last[i] = completion
                 if isinstance(outcome, Failure):
                     self.record(request, outcome)
                     failures[i].append(outcome)
                 else:
                     parsed[i] = outcome
-        return [Answer(p, r, tuple(f)) for p, r, f in zip(parsed, replies, failures, strict=True)]
+        return [Answer(p, c.text, tuple(f), c.token_ids) for p, c, f in zip(parsed, last, failures, strict=True)]
 
     def _request(self, question: Question, attempt: int) -> Request:
         prompt = self.prompts[question.call.role]

@@ -2,8 +2,9 @@
 
 What it knows: str, int, float, bool, None, Literal, Optional, tuples (fixed and of any length), dicts with
 string keys, dataclasses, and unions. A union of dataclasses is told apart by a "type" key, any other union
-by the JSON type. Floats that JSON lacks are written as the strings "nan", "inf" and "-inf". Nothing is
-executed and no class is named by the data, so a file from a stranger can at worst be refused.
+by the JSON type. A field whose metadata is `nlrl.types.UNRECORDED` is neither written nor read. Floats that
+JSON lacks are written as the strings "nan", "inf" and "-inf". Nothing is executed and no class is named by
+the data, so a file from a stranger can at worst be refused.
 """
 
 from __future__ import annotations
@@ -153,7 +154,8 @@ def _is_tagged(as_type: Any) -> bool:
 @lru_cache(maxsize=256)
 def _hints(record: type) -> dict[str, Any]:
     hints = get_type_hints(record)
-    return {field.name: hints[field.name] for field in dataclasses.fields(record)}
+    fields = [field for field in dataclasses.fields(record) if field.metadata.get("recorded", True)]
+    return {field.name: hints[field.name] for field in fields}
 
 
 def _require(condition: bool, data: Any, as_type: Any) -> None:

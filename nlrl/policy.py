@@ -14,5 +14,5 @@ async def act(ask: Asker, history: History, actions: Sequence[str], call: CallId
     question = Question(replace(call, role="policy"), {"history": history_text(history)}, tuple(actions))
     (answer,) = await ask.ask([question])
     action = None if answer.parsed is None else answer.parsed.action
-    choice = None if action is None else ImprovedPolicy(action, answer.reply)
+    choice = None if action is None else ImprovedPolicy(action, answer.reply, token_ids=answer.token_ids)
     return Decision(call.game, call.step, history, choice, answer.failures, answer.calls)

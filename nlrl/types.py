@@ -11,7 +11,7 @@ returns an `ImprovedPolicy`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 History = tuple[str, ...]
@@ -23,6 +23,9 @@ Role = Literal["policy", "value", "combine", "aggregate", "improve", "monte_carl
 FailureKind = Literal["empty", "cut", "format", "illegal", "engine"]
 """Why a reply cannot be used: nothing said; stopped at the token limit; not of the asked form; a move that is not
 legal; the engine gave no reply."""
+
+UNRECORDED = {"recorded": False}
+"""Metadata of a field that `nlrl.codec` leaves out: the record has it elsewhere."""
 
 
 def truncate_history(history: Sequence[str], items: int) -> History:
@@ -152,6 +155,8 @@ class Evaluation:
     """The games that a Monte Carlo evaluation was made from."""
     reply: str = ""
     """The whole reply: with the plain question, the target of value distillation."""
+    token_ids: tuple[int, ...] = field(default=(), repr=False, compare=False, metadata=UNRECORDED)
+    """The reply as the engine drew it; the recorded call has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +186,8 @@ class ImprovedPolicy:
     thought: str
     """The reply in which the choice was made: with the plain prompt, the target of policy distillation."""
     candidates_A: tuple[Candidate, ...] = ()
+    token_ids: tuple[int, ...] = field(default=(), repr=False, compare=False, metadata=UNRECORDED)
+    """`thought` as the engine drew it; the recorded call has them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,7 +101,7 @@ def _question(
 def _choice(candidates_A: Sequence[Candidate], answer: Answer) -> ImprovedPolicy | None:
     if answer.parsed is None or answer.parsed.action is None:
         return None
-    return ImprovedPolicy(answer.parsed.action, answer.reply, tuple(candidates_A))
+    return ImprovedPolicy(answer.parsed.action, answer.reply, tuple(candidates_A), answer.token_ids)
 
 
 def _order_of(situation: Situation, candidates_A: Sequence[Candidate], seed: int) -> np.random.Generator:

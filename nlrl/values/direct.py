@@ -23,7 +23,7 @@ async def language_values(pairs_I: Sequence[tuple[Situation, str | None]], *, as
     """
     found = await ask_once(ask, [value_question(situation, action) for situation, action in pairs_I])
     evaluations = tuple(
-        Evaluation(situation, action, LanguageValue(a.parsed.text, a.parsed.number), (), a.reply)
+        Evaluation(situation, action, LanguageValue(a.parsed.text, a.parsed.number), (), a.reply, a.token_ids)
         for (situation, action), a in zip(pairs_I, found.answers_I, strict=True)
         if a.parsed is not None
     )

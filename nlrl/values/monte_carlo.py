@@ -47,7 +47,14 @@ async def language_monte_carlo(groups: Sequence[Group], *, ask: Asker) -> Evalua
     # Equal questions are equal samples of the same games; to ask again would add nothing.
     found = await ask_once(ask, questions)
     evaluations = tuple(
-        Evaluation(one.situation, one.action, LanguageValue(a.parsed.text, a.parsed.number), one.games_K, a.reply)
+        Evaluation(
+            one.situation,
+            one.action,
+            LanguageValue(a.parsed.text, a.parsed.number),
+            one.games_K,
+            a.reply,
+            a.token_ids,
+        )
         for one, a in zip(asked, found.answers_I, strict=True)
         if a.parsed is not None
     )
