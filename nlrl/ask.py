@@ -94,11 +94,14 @@ class Asker:
                     parsed[i] = outcome
         return [Answer(p, c.text, tuple(f), c.token_ids) for p, c, f in zip(parsed, last, failures, strict=True)]
 
-    def _request(self, question: Question, attempt: int) -> Request:
-        prompt = self.prompts[question.call.role]
-        reply = _reply_of(prompt)
+    def messages(self, question: Question) -> tuple[Message, ...]:
+        """What the model reads, whatever attempt it is."""
         known = {"task": self.task, "player": self.player, "actions": ", ".join(question.actions)}
-        variables = known | dict(question.variables)
+        shown = self.prompts[question.call.role].messages(**(known | dict(question.variables)))
+        return tuple(Message(role, text) for role, text in shown)  # type: ignore[arg-type]
+
+    def _request(self, question: Question, attempt: int) -> Request:
+        reply = _reply_of(self.prompts[question.call.role])
         if admissible := quotes(reply, question.candidates):
             constraint = Constraint("choice", admissible)
         elif reply.kind == "regex":
@@ -109,7 +112,7 @@ class Asker:
         call = replace(question.call, attempt=attempt) if attempt else question.call
         seed = None if self.seed is None or temperature == 0 else sample_seed(self.seed, call)
         return Request(
-            messages=tuple(Message(role, text) for role, text in prompt.messages(**variables)),  # type: ignore[arg-type]
+            messages=self.messages(question),
             sampling=Sampling(temperature, max_tokens=reply.max_tokens, seed=seed, logprobs=self.logprobs),
             constraint=constraint,
             call=call,

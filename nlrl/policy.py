@@ -6,13 +6,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from nlrl.ask import Asker, Question, history_text
-from nlrl.types import CallId, Decision, History, ImprovedPolicy
+from nlrl.types import CallId, Decision, History, ImprovedPolicy, Situation
 
 
 async def act(ask: Asker, history: History, actions: Sequence[str], call: CallId) -> Decision:
     """One move of the plain policy. Every attempt failed: the decision's choice is None."""
-    question = Question(replace(call, role="policy"), {"history": history_text(history)}, tuple(actions))
-    (answer,) = await ask.ask([question])
+    situation = Situation(history, call, tuple(actions), ask.player)
+    (answer,) = await ask.ask([policy_question(situation)])
     action = None if answer.parsed is None else answer.parsed.action
     choice = None if action is None else ImprovedPolicy(action, answer.reply, token_ids=answer.token_ids)
     return Decision(call.game, call.step, history, choice, answer.failures, answer.calls)
+
+
+def policy_question(situation: Situation) -> Question:
+    """The plain question: what a policy is asked, and what it is trained to be asked."""
+    return Question(
+        replace(situation.call, role="policy"),
+        {"history": history_text(situation.history), "player": situation.player},
+        situation.actions,
+    )

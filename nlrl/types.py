@@ -81,6 +81,8 @@ class LookAhead:
     """One reward an action: what it brought the player at the root, whoever made it."""
     terminal_text: str | None = None
     """How the game ended, when it did: the fixed text that stands in for V^L of a terminal state."""
+    game: int | None = field(default=None, repr=False, compare=False, metadata=UNRECORDED)
+    """The run's game that this is the rest of; None for what was only imagined. Examples say it in the record."""
 
     @property
     def total_reward(self) -> float:
@@ -224,6 +226,8 @@ class Example:
     target_token_ids: tuple[int, ...] = ()
     """The reply as the engine drew it; training on re-tokenised text would train on other tokens."""
     weight: float = 1.0
+    sources: tuple[int, ...] = ()
+    """Numbers of the games it came from: that of its situation and those that the teacher read."""
 
 
 @dataclass(frozen=True, slots=True)

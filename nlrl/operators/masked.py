@@ -18,8 +18,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from nlrl.ask import Asker, Question, history_text
+from nlrl.ask import Asker
 from nlrl.operators.improve import Improvements, improve_all
+from nlrl.policy import policy_question
 from nlrl.types import Candidate, Failure, ImprovedPolicy, Situation
 from nlrl.values.direct import language_values
 
@@ -57,12 +58,8 @@ async def masked_actions(situations_S: Sequence[Situation], mask: Mask, *, ask: 
     if mask.samples == 0:
         return Masked(tuple(dict.fromkeys(s.actions[: mask.top], 0) for s in situations_S), (), 0)
     questions = [
-        Question(
-            replace(situation.call, role="policy", variation=k),
-            {"history": history_text(situation.history), "player": situation.player},
-            situation.actions,
-        )
-        for situation in situations_S
+        replace(question, call=replace(question.call, variation=k))
+        for question in map(policy_question, situations_S)
         for k in range(mask.samples)
     ]
     answers = await ask.ask(questions)

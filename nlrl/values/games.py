@@ -74,7 +74,9 @@ def what_followed(trajectory: Trajectory, turn: int, situation: Situation) -> Lo
     """The rest of a game from a turn on, the move there included."""
     observations, actions = trajectory.observations[turn + 1 :], trajectory.actions[turn:]
     moved = [item for pair in zip(actions, observations, strict=True) for item in pair]
-    return LookAhead((*situation.history, *moved), actions, trajectory.rewards[turn:], trajectory.ending)
+    return LookAhead(
+        (*situation.history, *moved), actions, trajectory.rewards[turn:], trajectory.ending, trajectory.game
+    )
 
 
 def group(games_G: Sequence[Trajectory], *, history_items: int, form: Form = "Q") -> list[Group]:
