@@ -8,8 +8,11 @@ import importlib
 import logging
 import sys
 
+import wrapt
+
 from nlrl_backbones import BACKBONES
 from nlrl_backbones.common.vllm_compat import SUPPORTED_TEXT, supported
+from nlrl_backbones.common.vllm_tied import let_tied_heads_follow
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +40,7 @@ def register() -> None:
         if backbone.vllm_model and backbone.architecture not in known:
             ModelRegistry.register_model(backbone.architecture, backbone.vllm_model)
     _register_settings()
+    wrapt.register_post_import_hook(let_tied_heads_follow, "vllm.model_executor.layers.vocab_parallel_embedding")
     _let_llvmlite_be_scanned()
 
 
