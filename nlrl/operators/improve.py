@@ -31,7 +31,7 @@ async def improve(
     """The improved policy's choice among the candidates; None when there is no candidate or no usable reply."""
     if not candidates_A:
         return None, None
-    (answer,) = await ask.ask([_question(candidates_A, Situation(history, call, player=ask.player), ask, rng)])
+    (answer,) = await ask.ask([improve_question(candidates_A, Situation(history, call, player=ask.player), ask, rng)])
     return _choice(candidates_A, answer), answer
 
 
@@ -57,7 +57,7 @@ async def improve_all(
     # A seed a call of this function rather than the generator itself: equal situations must show equal orders.
     seed = None if rng is None else int(rng.integers(2**63))
     questions = [
-        _question(
+        improve_question(
             candidates_S_A[s],
             situations_S[s],
             ask,
@@ -84,9 +84,10 @@ def tied(choice: ImprovedPolicy, tolerance: float = 1e-9) -> tuple[str, ...]:
     return tuple(a for a, number in numbers.items() if number is not None and abs(number - chosen) <= tolerance)
 
 
-def _question(
+def improve_question(
     candidates_A: Sequence[Candidate], situation: Situation, ask: Asker, rng: np.random.Generator | None
 ) -> Question:
+    """I over the candidates, shown in a random order or, without `rng`, in the given one."""
     order = range(len(candidates_A)) if rng is None else rng.permutation(len(candidates_A))
     line = ask.prompts["candidate"]
     text = "\n".join(line.render(action=candidates_A[i].action, evaluation=candidates_A[i].value.text) for i in order)

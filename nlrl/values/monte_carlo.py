@@ -43,7 +43,7 @@ async def language_monte_carlo(groups: Sequence[Group], *, ask: Asker) -> Evalua
     for one in asked:
         key = (one.situation.key, one.action)
         place[key] = place.get(key, -1) + 1
-        questions.append(_question(one, place[key], ask))
+        questions.append(games_question(one, place[key], ask))
     # Equal questions are equal samples of the same games; to ask again would add nothing.
     found = await ask_once(ask, questions)
     evaluations = tuple(
@@ -61,7 +61,8 @@ async def language_monte_carlo(groups: Sequence[Group], *, ask: Asker) -> Evalua
     return Evaluations(evaluations, found.failures, found.calls, achieved(groups))
 
 
-def _question(one: Group, number: int, ask: Asker) -> Question:
+def games_question(one: Group, number: int, ask: Asker) -> Question:
+    """G1 over the games of a group, which is the `number`-th of its situation and action."""
     situation, action = one.situation, one.action
     line = ask.prompts["game"]
     games = [

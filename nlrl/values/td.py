@@ -62,7 +62,7 @@ async def language_td(
     ]
     lines: list[tuple[CallId, Variation, str]] = []
     if combine == "split":
-        combined = await ask.ask([_combine_question(c, v, history) for c, v in variations])
+        combined = await ask.ask([combine_question(c, v, history) for c, v in variations])
         answers += combined
         for (c, variation), answer in zip(variations, combined, strict=True):
             if answer.parsed is not None:
@@ -95,7 +95,8 @@ def _terminal_value(terminal_text: str, ask: Asker) -> LanguageValue:
     return LanguageValue(ask.prompts["terminal"].render(terminal_text=terminal_text), 0.0, "terminal")
 
 
-def _combine_question(call: CallId, variation: Variation, history: History) -> Question:
+def combine_question(call: CallId, variation: Variation, history: History) -> Question:
+    """G2 of one variation."""
     return Question(
         replace(call, role="combine"),
         {
@@ -117,27 +118,9 @@ async def _aggregate(
 ) -> tuple[list[Candidate], list[Answer]]:
     """G1: one question an action, over the lines of its variations."""
     actions = list(dict.fromkeys(c.action or "" for c, _, _ in lines))
-    line = ask.prompts["look" if combine == "fused" else "combined_look"]
     variations_A = [[(v, text) for c, v, text in lines if c.action == action] for action in actions]
     questions = [
-        Question(
-            replace(call, role="aggregate", action=action),
-            {
-                "history": history_text(history),
-                "action": action,
-                "count": str(len(variations_K)),
-                "looks": "\n".join(
-                    line.render(
-                        number=str(k + 1),
-                        moves=", ".join(v.look.actions),
-                        reward=reward_text(v.look),
-                        evaluation=text,
-                    )
-                    for k, (v, text) in enumerate(variations_K)
-                ),
-            },
-            (action,),
-        )
+        aggregate_question(variations_K, history, replace(call, action=action), ask, combine)
         for action, variations_K in zip(actions, variations_A, strict=True)
     ]
     answers = await ask.ask(questions)
@@ -147,6 +130,27 @@ async def _aggregate(
         if a.parsed is not None
     ]
     return candidates, answers
+
+
+def aggregate_question(
+    variations_K: Sequence[tuple[Variation, str]],
+    history: History,
+    call: CallId,
+    ask: Asker,
+    combine: Literal["fused", "split"] = "fused",
+) -> Question:
+    """G1 over the variations of `call.action`, each with the evaluation of its leaf or what G2 made of it."""
+    line = ask.prompts["look" if combine == "fused" else "combined_look"]
+    looks = [
+        line.render(number=str(k + 1), moves=", ".join(v.look.actions), reward=reward_text(v.look), evaluation=text)
+        for k, (v, text) in enumerate(variations_K)
+    ]
+    action = call.action or ""
+    return Question(
+        replace(call, role="aggregate"),
+        {"history": history_text(history), "action": action, "count": str(len(looks)), "looks": "\n".join(looks)},
+        (action,),
+    )
 
 
 def reward_text(look: LookAhead) -> str:

@@ -71,7 +71,7 @@ async def language_td_lambda(
             found_A_N.setdefault(candidate.action, {})[n] = candidate
     several = [action for action in weights_A_N if len(found_A_N.get(action, ())) > 1]
     blended = await ask_once(
-        ask, [_blend_question(found_A_N[action], weights_A_N[action], history, call, ask) for action in several]
+        ask, [blend_question(found_A_N[action], weights_A_N[action], history, call, ask) for action in several]
     )
     joined = dict(zip(several, blended.answers_I, strict=True))
     candidates = []
@@ -108,9 +108,10 @@ def _weights(looks_K: Sequence[LookAhead], decay: float) -> dict[int, float]:
     return {n: float(weight) for n, weight in enumerate(weights_N, 1) if weight > 0}
 
 
-def _blend_question(
+def blend_question(
     found_N: Mapping[int, Candidate], weights_N: Mapping[int, float], history: History, call: CallId, ask: Asker
 ) -> Question:
+    """The estimates of an action after so many moves as one, by their weights, which need not sum to 1."""
     total = sum(weights_N[n] for n in found_N)
     action = next(iter(found_N.values())).action
     line = ask.prompts["estimate"]
