@@ -1,8 +1,9 @@
 """Claims about the boards of games of two.
 
 Of a move that is evaluated (Q^L) the position after it is looked at, otherwise the position itself. "own" and the first
-of two counts are those of the seat that the evaluation is made for; who would win at once is asked as if it were their
-turn. A list in the fixed words of the `compact` set is taken for complete: what it leaves out is counted as omitted.
+of two counts are those of the seat that the evaluation is made for. Who would win or capture at once is asked as if it
+were their turn, and not at all once the move has ended the game: such claims stay unchecked. A list in the fixed words
+of the `compact` set is taken for complete: what it leaves out is counted as omitted.
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ from nlrl.evaluate.reading import read_board
 from nlrl.types import Evaluation
 from nlrl_envs.board_game import BoardGame, Position, bits
 from nlrl_envs.tic_tac_toe import LINES
-
-View = tuple["Seen", Evaluation]
 
 
 @dataclass(frozen=True)
@@ -38,18 +37,19 @@ class Seen:
         """Its squares, as a set."""
         return (self.position.first, self.position.second)[seat]
 
+    @property
+    def over(self) -> bool:
+        """Whether the move has ended the game."""
+        return self.position.result is not None
+
     def wins(self, seat: int) -> set[str]:
-        """The moves with which a seat would win at once, if it were its turn."""
-        if self.position.result is not None:
-            return set()
+        """The moves with which a seat would win at once, if it were its turn; the game goes on."""
         there = self.position._replace(seat=seat)
         moves = self.game.legal_moves(there).items()
         return {move for move, number in moves if self.game.play(there, number).result == 1 - 2 * seat}
 
     def captures(self, seat: int) -> list[str]:
-        """The squares on which a seat could capture, once a move, if it were its turn."""
-        if self.position.result is not None:
-            return []
+        """The squares on which a seat could capture, once a move, if it were its turn; the game goes on."""
         moves = self.game.legal_moves(self.position._replace(seat=seat))
         return [move[2:4] for move in moves if move.endswith("*")]
 
@@ -74,7 +74,10 @@ def seen(evaluation: Evaluation, env_id: str) -> Seen:
 
 def _lists(view: Seen, wins: str, loses: str) -> tuple[list[Claim], int]:
     """The fixed lists "Wins at ...", "Loses at ...": claims, and how many squares were left out."""
-    claims, omitted = [], 0
+    claims: list[Claim] = []
+    omitted = 0
+    if view.over:
+        return claims, omitted
     for kind, text, seat in (("win", wins, view.player), ("loss", loses, 1 - view.player)):
         said, true = listed(text, r"\d"), view.wins(seat)
         claims += [Claim(kind, square, square in true) for square in said]
@@ -90,7 +93,7 @@ def _clipped(value: float) -> float:
 
 
 _TTT = re.compile(r"Wins at ([\d, ]+|none)\. Loses at ([\d, ]+|none)\. Centre (own|other|empty)\. Worth \S+")
-_FOUR = re.compile(r"Wins in ([\d, ]+|none)\. Loses in ([\d, ]+|none)\. Threes (\d+) to (\d+)\. Worth \S+")
+_FOUR = re.compile(r"Wins in ([\d, ]+|none)\. Loses in ([\d, ]+|none)\. Middle (\d+) to (\d+)\. Worth \S+")
 _PAWNS = re.compile(r"Pawns (\d+) to (\d+)\. Rows to go (\d) to (\d)\. Captures (\d+) to (\d+)\. Worth \S+")
 
 
@@ -103,47 +106,37 @@ def _fixed_tic_tac_toe(view: Seen, evaluation: Evaluation, match: re.Match[str])
     claims, omitted = _lists(view, match[1], match[2])
     claims.append(Claim("centre", match[3], match[3] == _centre(view)))
     worth = 0.3 * (len(listed(match[1], r"\d")) - len(listed(match[2], r"\d"))) + 0.1 * (match[3] == "own")
-    return Checked((*claims, worth_claim(evaluation, _clipped(worth))), 4, 0, 0, omitted)
+    return Checked((*claims, worth_claim(evaluation, _clipped(worth))), 4, 2 * view.over, 0, omitted)
 
 
 def _fixed_connect_four(view: Seen, evaluation: Evaluation, match: re.Match[str]) -> Checked:
     claims, omitted = _lists(view, match[1], match[2])
     said = int(match[3]), int(match[4])
     claims += [
-        Claim("threes", str(n), n == threes(view, seat))
+        Claim("middle", str(n), n == _middle(view, seat))
         for n, seat in zip(said, (view.player, 1 - view.player), strict=True)
     ]
     worth = 0.3 * (len(listed(match[1], r"\d")) - len(listed(match[2], r"\d"))) + 0.1 * (said[0] - said[1])
-    return Checked((*claims, worth_claim(evaluation, _clipped(worth))), 4, 0, 0, omitted)
+    return Checked((*claims, worth_claim(evaluation, _clipped(worth))), 4, 2 * view.over, 0, omitted)
 
 
 def _fixed_breakthrough(view: Seen, evaluation: Evaluation, match: re.Match[str]) -> Checked:
     numbers, claims = [int(text) for text in match.groups()], []
     facts = ("pawns", lambda s: view.squares(s).bit_count()), ("rows", view.to_go), ("captures", _count(view))
-    for i, (kind, fact) in enumerate(facts):
+    for i, (kind, fact) in enumerate(facts[: 2 if view.over else 3]):
         for n, seat in zip(numbers[2 * i : 2 * i + 2], (view.player, 1 - view.player), strict=True):
             claims.append(Claim(kind, str(n), fact(seat) == n))
     worth = 0.1 * (numbers[0] - numbers[1] + numbers[3] - numbers[2] + numbers[4] - numbers[5])
-    return Checked((*claims, worth_claim(evaluation, _clipped(worth))), 4, 0, 0)
+    return Checked((*claims, worth_claim(evaluation, _clipped(worth))), 4, int(view.over), 0)
 
 
 def _count(view: Seen) -> Callable[[int], int]:
     return lambda seat: len(view.captures(seat))
 
 
-def threes(view: Seen, seat: int) -> int:
-    """Rows of four squares of which three are the seat's and the fourth is empty."""
-    (rows, columns), game = view.game.grid, view.game
-    mine = {game.cell(s) for s in bits(view.squares(seat))}
-    others = {game.cell(s) for s in bits(view.squares(1 - seat))}
-    found = 0
-    for down, right in ((0, 1), (1, 0), (1, 1), (1, -1)):
-        for r in range(rows - 3 * down):
-            for c in range(columns):
-                four = {(r + i * down, c + i * right) for i in range(4)}
-                inside = 0 <= c + 3 * right < columns
-                found += inside and len(four & mine) == 3 and not four & others
-    return found
+def _middle(view: Seen, seat: int) -> int:
+    """Stones of a seat in the middle column, the right one of two."""
+    return sum(view.game.cell(s)[1] == view.game.grid[1] // 2 for s in bits(view.squares(seat)))
 
 
 Fixed = Callable[[Seen, Evaluation, re.Match[str]], Checked]
@@ -183,6 +176,8 @@ def check_breakthrough(evaluation: Evaluation) -> Checked:
 
 def _wins_at(view: Seen, item: str) -> Check:
     def check(match: re.Match[str]) -> list[Claim]:
+        if view.over:
+            return []
         true = view.wins(view.seat(match["who"]))
         return [Claim("win", square, square in true) for square in listed(match["list"], item)]
 
@@ -190,11 +185,15 @@ def _wins_at(view: Seen, item: str) -> Check:
 
 
 def _nobody_wins(view: Seen) -> Check:
-    return lambda match: [Claim("win", match[0], not view.wins(0) and not view.wins(1))]
+    return lambda match: [] if view.over else [Claim("win", match[0], not view.wins(0) and not view.wins(1))]
 
 
 def _turn(view: Seen) -> Check:
     return lambda match: [Claim("turn", match[0], view.seat(match["who"]) == view.position.seat)]
+
+
+def _empty(view: Seen) -> set[int]:
+    return {s for s in range(9) if not (view.squares(0) | view.squares(1)) >> s & 1}
 
 
 def _free_tic_tac_toe(view: Seen) -> list[tuple[str, Check]]:
@@ -213,16 +212,16 @@ def _free_tic_tac_toe(view: Seen) -> list[tuple[str, Check]]:
         return [Claim("line", str(n), tuple(sorted(n)) in LINES and not any(other >> s & 1 for s in n)) for n in lines]
 
     def threat(match: re.Match[str]) -> list[Claim]:
-        seat = view.seat(match["who"])
+        seats = [view.seat(match["who"])] if match["who"] else [0, 1]
         line = {int(n) - 1 for n in match["line"].split(", ")}
-        completes = {int(move) - 1 for move in view.wins(seat)} & line
-        return [Claim("win", match["line"], tuple(sorted(line)) in LINES and bool(completes))]
+        mine = [{s for s in line if view.squares(seat) >> s & 1} for seat in seats]
+        completes = any(len(own) == 2 and line - own <= _empty(view) for own in mine)
+        return [Claim("win", match["line"], tuple(sorted(line)) in LINES and completes)]
 
     line = r"[1-9], [1-9], [1-9]"
     return [
         (rf"[Ll]ines? (?P<list>{list_of(line)}) (?:is|are)(?: still)? open to (?P<who>[OX])", open_lines),
         (r"\b(?:Neither player|Nobody|No one|Neither side) can complete a line(?: with one mark)?", _nobody_wins(view)),
-        (rf"{who}[^.;OX]*? threat\w* to complete (?P<line>{line})", threat),
         (
             rf"{who} (?:then )?(?:can |could |would |will )?(?:complete|win|threaten)s?(?: to (?:complete|win))?"
             rf"(?: a line)?(?: at once)? (?:at|with|on|by)(?: square)?s? (?P<list>{squares})",
@@ -235,6 +234,8 @@ def _free_tic_tac_toe(view: Seen) -> list[tuple[str, Check]]:
             rf"(?: on| at)? (?P<list>{squares})\b",
             marks,
         ),
+        # Its subject may have stood in a claim before it, "X holds 2 and 5 and threatens to complete 2, 5, 8".
+        (rf"(?:{who} (?:then )?)?threat\w* to complete (?P<line>{line})", threat),
         (rf"{who} is to move", _turn(view)),
     ]
 
@@ -252,7 +253,8 @@ def _free_connect_four(view: Seen) -> list[tuple[str, Check]]:
         ]
 
     def either(match: re.Match[str]) -> list[Claim]:
-        return [Claim("win", c, c in view.wins(0) | view.wins(1)) for c in listed(match["list"], "[1-8]")]
+        true = set() if view.over else view.wins(0) | view.wins(1)
+        return [] if view.over else [Claim("win", c, c in true) for c in listed(match["list"], "[1-8]")]
 
     return [
         (r"\b(?:Neither player|Nobody|No one|Neither side) can complete four(?: in a row)?", _nobody_wins(view)),
@@ -282,8 +284,8 @@ def _free_breakthrough(view: Seen) -> list[tuple[str, Check]]:
         return [Claim("pawns", match[0], lead == number_of(match["n"]))]
 
     def captures(match: re.Match[str]) -> list[Claim]:
-        true = view.captures(view.seat(match["who"]))
-        return [Claim("captures", s, s in true) for s in listed(match["list"], "[a-h][1-8]")]
+        true = [] if view.over else view.captures(view.seat(match["who"]))
+        return [] if view.over else [Claim("captures", s, s in true) for s in listed(match["list"], "[a-h][1-8]")]
 
     def foremost(match: re.Match[str]) -> list[Claim]:
         seats = [view.seat(match["who"])] if match["who"] else [0, 1]

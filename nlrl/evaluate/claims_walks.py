@@ -1,7 +1,8 @@
 """Claims about a walk: where the goal is, what lies beside the player, what happened on the way.
 
-Of a move that is evaluated (Q^L) the place before it is looked at: where it leads is not known of a maze, whose walls
-are told only beside the player, nor on slippery ice.
+Of a move that is evaluated (Q^L) the fixed sentence on a lake speaks of the square that the move points at, in a maze
+of the place before it, for the walls beyond are not told. Which of the two a free sentence speaks of cannot be known,
+so of moves only the stated figures are checked there.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from nlrl.evaluate.claims import COUNT, Check, Checked, Claim, check_text, numbe
 from nlrl.evaluate.claims_common import check_figures, check_games, worth_claim
 from nlrl.evaluate.reading import read_lake, read_maze
 from nlrl.types import Evaluation
-from nlrl_envs.frozen_lake import STEPS, distances
+from nlrl_envs.frozen_lake import ACTIONS, STEPS, distances
 from nlrl_envs.maze_maps import Cell
 
 _LAKE = re.compile(r"Goal (\d+) (up|down), (\d+) (left|right): (\d+) steps\. Holes beside (\d)\. Worth \S+")
@@ -34,6 +35,9 @@ def check_lake(evaluation: Evaluation) -> Checked:
     lake = read_lake(evaluation.situation.history[-1])
     columns, flat = len(lake.rows[0]), "".join(lake.rows)
     here, goal = divmod(lake.position, columns), divmod(flat.index("G"), columns)
+    if evaluation.action is not None:
+        down, right = STEPS[ACTIONS.index(evaluation.action)]
+        here = min(max(here[0] + down, 0), len(lake.rows) - 1), min(max(here[1] + right, 0), columns - 1)
     beside = [(here[0] + down, here[1] + right) for down, right in STEPS]
     holes = {(r, c) for r, c in beside if 0 <= r < len(lake.rows) and 0 <= c < columns and lake.rows[r][c] == "H"}
     if match := _LAKE.fullmatch(evaluation.value.text.strip()):
@@ -50,7 +54,7 @@ def check_lake(evaluation: Evaluation) -> Checked:
         return claims + ([Claim("holes", "the only one", len(holes) == 1)] if match["only"] else [])
 
     def enough(match: re.Match[str]) -> list[Claim]:
-        return [Claim("steps", match[0], distances(lake.rows)[lake.position] <= number_of(match["n"]))]
+        return [Claim("steps", match[0], bool(distances(lake.rows)[lake.position] <= number_of(match["n"])))]
 
     only = r"(?P<only> is the only one beside the player)?"
     patterns = [
@@ -105,7 +109,7 @@ def check_maze(evaluation: Evaluation) -> Checked:
 
 def _free(evaluation: Evaluation, patterns: list[tuple[str, Check]]) -> Checked:
     text = said_in(evaluation.reply, evaluation.value.text)
-    compiled = [(re.compile(pattern), check) for pattern, check in patterns]
+    compiled = [(re.compile(pattern), check) for pattern, check in patterns if evaluation.action is None]
     return check_text(text, [*check_figures(evaluation, ()), *compiled])
 
 

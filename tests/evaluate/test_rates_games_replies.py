@@ -1,13 +1,14 @@
 """Intervals against scipy, results by seat, replies by role."""
 
 import math
+from typing import Literal
 
 import pytest
 
 from nlrl.evaluate.games import grade_games
 from nlrl.evaluate.rates import Rate, mean_of, wilson
 from nlrl.evaluate.replies import grade_replies
-from nlrl.types import CallId, Failure, GameEnd
+from nlrl.types import CallId, Failure, FailureKind, GameEnd, Role
 
 
 @pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
@@ -36,7 +37,7 @@ def test_a_mean_and_its_interval():
     assert mean.half == pytest.approx(1.2651513, abs=1e-6)
 
 
-def end(game, total, outcome="failure", steps=5):
+def end(game, total, outcome: Literal["success", "horizon", "forfeit", "failure"] = "failure", steps=5):
     return GameEnd(game, total, steps, outcome)
 
 
@@ -66,10 +67,10 @@ def test_a_game_of_one_is_won_by_its_success_whatever_it_returns():
 
 
 def test_replies_by_role_and_what_stays_unanswered():
-    def call(game, role="policy", attempt=0):
+    def call(game, role: Role = "policy", attempt=0):
         return CallId(game, 0, role, attempt=attempt)
 
-    def bad(one, kind):
+    def bad(one, kind: FailureKind):
         return one, Failure(one, kind, "", "")
 
     calls = [
