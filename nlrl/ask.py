@@ -65,6 +65,8 @@ class Asker:
     """Through whose eyes: the name of a seat, for prompts that want it; `replace` it for another seat."""
     attempts: int = 3
     """How often one question may be asked before its failure stands."""
+    temperature: float | None = None
+    """At which replies are drawn, in place of the prompt's own."""
     reask_temperature: float = 0.7
     """A re-ask is drawn at least this hot: at temperature 0 the same bad reply would come again."""
     record: RecordFailure = _no_record
@@ -108,7 +110,8 @@ class Asker:
             constraint = Constraint("regex", constraint_pattern(reply, question.actions))
         else:
             constraint = Constraint("json", fill_schema(reply, question.actions))
-        temperature = reply.temperature if attempt == 0 else max(reply.temperature, self.reask_temperature)
+        temperature = reply.temperature if self.temperature is None else self.temperature
+        temperature = temperature if attempt == 0 else max(temperature, self.reask_temperature)
         call = replace(question.call, attempt=attempt) if attempt else question.call
         seed = None if self.seed is None or temperature == 0 else sample_seed(self.seed, call)
         return Request(

@@ -21,7 +21,8 @@ from nlrl import registry
 from nlrl.ask import Asker
 from nlrl.engine.oracle import OracleEngine
 from nlrl.errors import EnvError
-from nlrl.iterate import LookAheadKnobs, decide
+from nlrl.iterate import decide
+from nlrl.knobs import LookAheadKnobs
 from nlrl.operators.improve import tied
 from nlrl.types import CallId
 from nlrl_envs.base import SeatedEnv

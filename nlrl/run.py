@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 
 from nlrl import registry
+from nlrl.agents import Agent, plain_agent
 from nlrl.ask import Asker
 from nlrl.config import RunConfig
 from nlrl.engine.base import Engine
 from nlrl.engine.oracle import OracleEngine
 from nlrl.errors import ConfigError, EnvError, PromptError
-from nlrl.iterate import Agent, Games, LookAheadKnobs, plain_agent, play_all, policy_iteration_agent
+from nlrl.iterate import policy_iteration_agent
+from nlrl.knobs import LookAheadKnobs
+from nlrl.play import Games, play_all
 from nlrl.terminal.result import ResultRow, RunResult
 from nlrl.terminal.stats import Stats
 from nlrl.types import Event, GameEnd

@@ -162,6 +162,18 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True)
+class Evaluations:
+    """Values that could be estimated, and what went wrong with the others."""
+
+    evaluations: tuple[Evaluation, ...]
+    failures: tuple[Failure, ...]
+    calls: int
+    achieved_K: dict[int, int]
+    """How many groups had how many games or variations: with K_MC = 5, {1: 1220, 2: 90, ...} says that 5 was seldom
+    reached."""
+
+
+@dataclass(frozen=True, slots=True)
 class Trajectory:
     """A whole game as one of its players lived it; T moves by anyone."""
 
@@ -268,6 +280,8 @@ class GameEnd:
     steps: int
     outcome: Literal["success", "horizon", "forfeit", "failure"]
     """Reached a success; ran out of steps; the agent gave no usable move; ended otherwise."""
+    ending: str = ""
+    """How it ended in the game's own words; "" where the game says nothing."""
 
 
 Event = GameStart | Step | GameEnd

@@ -4,8 +4,8 @@
     moves = opponent(games, np.random.default_rng(0))
 
 Whoever's turn it is in a game, the opponent moves for that seat, so it can take either. All randomness comes from the
-generator: the same games and the same generator give the same moves. A past policy of a run is an `Opponent` too, and
-`Pool` draws from many.
+generator: the same games and the same generator give the same moves. With a generator a game, a game's move does not
+depend on which others are in the batch. A past policy of a run is an `Opponent` too, and `Pool` draws from many.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ import numpy as np
 from nlrl_envs.base import SeatedEnv
 from nlrl_envs.board_game import BoardGame, Solver
 
-Opponent = Callable[[Sequence[SeatedEnv], np.random.Generator], list[str]]
+Randomness = np.random.Generator | Sequence[np.random.Generator]
+"""One generator for all games, drawn from game after game, or one for each."""
+
+Opponent = Callable[[Sequence[SeatedEnv], Randomness], list[str]]
 """(games in progress, randomness) -> a legal move in each, for the seat whose turn it is."""
 
 KNOWN = "random, first, minimax, minimax:DEPTH, mcts, mcts:SIMULATIONS:ROLLOUTS"
@@ -32,12 +35,25 @@ class OpponentError(ValueError):
     """There is no such opponent, or the game lacks what it needs; one sentence."""
 
 
-def uniform_random(games: Sequence[SeatedEnv], rng: np.random.Generator) -> list[str]:
+def one_each(rng: Randomness, games: int) -> Sequence[np.random.Generator]:
+    """The generator of each game.
+
+    Raises:
+        ValueError: there are generators, but not one a game.
+    """
+    rngs_G = [rng] * games if isinstance(rng, np.random.Generator) else rng
+    if len(rngs_G) != games:
+        raise ValueError(f"Give one generator for all games or one for each, not {len(rngs_G)} for {games}.")
+    return rngs_G
+
+
+def uniform_random(games: Sequence[SeatedEnv], rng: Randomness) -> list[str]:
     """Every legal move with the same probability."""
-    return [game.legal_actions[int(rng.integers(len(game.legal_actions)))] for game in games]
+    drawn = zip(games, one_each(rng, len(games)), strict=True)
+    return [game.legal_actions[int(own.integers(len(game.legal_actions)))] for game, own in drawn]
 
 
-def first_legal(games: Sequence[SeatedEnv], rng: np.random.Generator) -> list[str]:
+def first_legal(games: Sequence[SeatedEnv], rng: Randomness) -> list[str]:
     """The first legal move in the game's order."""
     return [game.legal_actions[0] for game in games]
 
@@ -48,14 +64,14 @@ class Minimax:
 
     solver: Solver
 
-    def __call__(self, games: Sequence[SeatedEnv], rng: np.random.Generator) -> list[str]:
+    def __call__(self, games: Sequence[SeatedEnv], rng: Randomness) -> list[str]:
         """An `Opponent`."""
         moves = []
-        for game in games:
+        for game, own in zip(games, one_each(rng, len(games)), strict=True):
             position: Any = game.state
             values = {move: verdict.value for move, verdict in self.solver.move_verdicts(position).items()}
             best = [move for move, value in values.items() if value == max(values.values())]
-            moves.append(best[int(rng.integers(len(best)))])
+            moves.append(best[int(own.integers(len(best)))])
         return moves
 
 
@@ -74,7 +90,7 @@ class Mcts:
     roll_outs: int = 100
     exploration: float = 1.0
 
-    def __call__(self, games: Sequence[SeatedEnv], rng: np.random.Generator) -> list[str]:
+    def __call__(self, games: Sequence[SeatedEnv], rng: Randomness) -> list[str]:
         """An `Opponent`."""
         from nlrl_envs.mcts_core import best_move
 
@@ -85,7 +101,7 @@ class Mcts:
             number = best_move(self.core.moves, self.core.play, self.rules, words, *knobs)
             return state.legal_actions[state.legal_numbers.index(number)]
 
-        seeds = rng.integers(2**63, size=len(games)).tolist()
+        seeds = [int(own.integers(2**63)) for own in one_each(rng, len(games))]
         with ThreadPoolExecutor(min(len(games), os.cpu_count() or 1) or 1) as threads:
             return list(threads.map(move, games, seeds))
 

@@ -13,7 +13,7 @@ Deviations from the authors' code, on purpose:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,7 +21,7 @@ import numpy as np
 from nlrl.ask import Asker
 from nlrl.operators.improve import Improvements, improve_all
 from nlrl.policy import policy_question
-from nlrl.types import Candidate, Failure, ImprovedPolicy, Situation
+from nlrl.types import Candidate, Failure, ImprovedPolicy, Situation, Trained
 from nlrl.values.direct import language_values
 
 
@@ -75,11 +75,23 @@ async def masked_actions(situations_S: Sequence[Situation], mask: Mask, *, ask: 
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """Who speaks in an improvement; they may be one model."""
+    """Who speaks in which role; they may be one model."""
 
     policy: Asker
+    """pi_L, which the policy student becomes."""
     value: Asker
+    """V^L and Q^L, which the value student becomes."""
     improver: Asker
+    """I."""
+    teacher: Asker | None = None
+    """G1 and G2; None for the improver."""
+    past: Callable[[Trained], Asker] | None = None
+    """pi_L as it was after a training, for games against past policies of the run."""
+
+    @property
+    def estimator(self) -> Asker:
+        """Who makes evaluations out of games and look-aheads."""
+        return self.teacher or self.improver
 
 
 async def improve_masked(

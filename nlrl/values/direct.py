@@ -12,8 +12,7 @@ from dataclasses import replace
 
 from nlrl.ask import Asker, Question, history_text
 from nlrl.operators.once import ask_once
-from nlrl.types import Evaluation, LanguageValue, Situation
-from nlrl.values.monte_carlo import Evaluations
+from nlrl.types import Evaluation, Evaluations, LanguageValue, Situation
 
 
 async def language_values(pairs_I: Sequence[tuple[Situation, str | None]], *, ask: Asker) -> Evaluations:

@@ -12,7 +12,7 @@ Deviations from the authors' code, on purpose:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -20,6 +20,7 @@ import numpy as np
 
 from nlrl.types import (
     CallId,
+    Decision,
     Event,
     Failure,
     GameEnd,
@@ -32,10 +33,12 @@ from nlrl.types import (
     truncate_history,
 )
 from nlrl.values.look_ahead import TO_THE_END, Branch, NextActions, first_move, walk
-from nlrl_envs.base import TextEnv, seat_of
+from nlrl_envs.base import TextEnv, seat_of, seats_of
 
 Form = Literal["Q", "V"]
 
+Root = tuple[TextEnv, Situation]
+"""A game in progress, which nobody steps, and the situation that its mover is in."""
 
 ENDINGS = {
     "success": "The player has succeeded.",
@@ -43,13 +46,13 @@ ENDINGS = {
     "horizon": "The moves are used up.",
     "forfeit": "The player made no usable move and gives up the game.",
 }
-"""How a recorded game ended: records keep the outcome, not the game's own words."""
+"""How a game ended that does not say so itself."""
 
 
 def trajectories(events: Iterable[Event]) -> list[Trajectory]:
     """The finished games among events that may be interleaved, in the order of their numbers.
 
-    Games without a move of the run's own player are left out. Rewards are those of that player (`nlrl.iterate.play`).
+    Games without a move of the run's own player are left out. Rewards are those of that player (`nlrl.play.play`).
     """
     starts: dict[int, GameStart] = {}
     steps: dict[int, list[Step]] = {}
@@ -68,6 +71,22 @@ def trajectories(events: Iterable[Event]) -> list[Trajectory]:
 def own_turns(trajectory: Trajectory, history_items: int) -> list[tuple[int, Situation]]:
     """Each move of the player: its place in the game and the situation as the agent saw it."""
     return [(t, _situation(trajectory, t, history_items)) for t in range(len(trajectory.actions)) if trajectory.own[t]]
+
+
+def situation_of(decision: Decision) -> Situation:
+    """What was decided about."""
+    return Situation(
+        decision.history, CallId(decision.game, decision.step, "policy"), decision.actions, decision.player
+    )
+
+
+def root_at(env: TextEnv, state: Hashable, situation: Situation | CallId) -> Root:
+    """A copy of the game in a state, with what its mover knows: a situation, or at some place just the state."""
+    game = env.clone()
+    game.set_state(state)
+    if isinstance(situation, CallId):
+        situation = Situation((game.observation,), situation, game.legal_actions, seats_of(game)[seat_of(game)])
+    return game, situation
 
 
 def what_followed(trajectory: Trajectory, turn: int, situation: Situation) -> LookAhead:
@@ -133,7 +152,7 @@ class FreshGames:
 
 
 async def fresh_games(
-    roots_S: Sequence[tuple[TextEnv, Situation]], knobs: FreshGames, rng: np.random.Generator
+    roots_S: Sequence[Root], knobs: FreshGames, rng: np.random.Generator
 ) -> tuple[list[Group], list[Failure]]:
     """`knobs.count` games to their end from each situation, or from each of its legal moves; independent draws.
 
@@ -168,7 +187,7 @@ def _trajectory(start: GameStart, steps: Sequence[Step], end: GameEnd) -> Trajec
         rewards=tuple(step.reward for step in steps),
         own=tuple(step.decision.own for step in steps),
         legal_T_A=tuple(step.decision.actions for step in steps),
-        ending=ENDINGS[end.outcome],
+        ending=end.ending or ENDINGS[end.outcome],
         player=next(step.decision.player for step in steps if step.decision.own),
     )
 

@@ -27,7 +27,7 @@ from itertools import count
 import numpy as np
 
 from nlrl.ask import Asker, Question, history_text
-from nlrl.types import CallId, Failure, History, LookAhead, truncate_history
+from nlrl.types import CallId, Failure, Group, History, LookAhead, Situation, truncate_history
 from nlrl_envs.base import TextEnv, rewards_of, seat_of, seats_of
 from nlrl_envs.opponents import Opponent
 
@@ -186,6 +186,44 @@ async def draw_ahead(
     for branch in finished:
         looks_A_K[env.legal_actions.index(branch.look.actions[0])].append(branch.look)
     return looks_A_K, failures
+
+
+async def continuations(
+    roots_S: Sequence[tuple[TextEnv, Situation]],
+    *,
+    variations: int,
+    steps: int,
+    rollout: NextActions,
+    rng: np.random.Generator,
+    distinct: bool = True,
+) -> tuple[list[Group], list[Failure]]:
+    """Up to `variations` continuations of at most `steps` moves from each situation, the first by the policy as well.
+
+    What V^L(s) is estimated from (Alg. 2). As in the paper twice as many are drawn as wanted and equal ones dropped,
+    unless `distinct` is False. `roots_S` pairs each situation with its game, which is not stepped; each situation has a
+    `CallId` of its own. All advance together.
+    """
+    branches = [
+        Branch(env.clone(), LookAhead(situation.history, (), ()), replace(situation.call, variation=k), seat_of(env))
+        for env, situation in roots_S
+        for k in range(variations * (2 if distinct else 1))
+    ]
+    finished, failures = await walk(branches, steps, rollout, rng)
+    looks_S: dict[tuple[int, int], list[LookAhead]] = {(s.call.game, s.call.step): [] for _, s in roots_S}
+    if len(looks_S) != len(roots_S):
+        raise ValueError("Two situations have the same place in the run; give each a CallId of its own.")
+    for branch in finished:
+        looks_K = looks_S[branch.call.game, branch.call.step]
+        if len(looks_K) < variations and not (distinct and branch.look in looks_K):
+            looks_K.append(branch.look)
+    return [Group(s, None, tuple(looks_S[s.call.game, s.call.step])) for _, s in roots_S], failures
+
+
+def as_read(looks_K: Sequence[LookAhead], items: int | None) -> list[LookAhead]:
+    """Variations of whose histories V^L reads the last `items` items, or all of them."""
+    if items is None:
+        return list(looks_K)
+    return [replace(look, history=truncate_history(look.history, items)) for look in looks_K]
 
 
 async def walk(

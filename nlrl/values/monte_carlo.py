@@ -13,24 +13,13 @@ Deviations from the authors' code, on purpose:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from nlrl.ask import Asker, Question, history_text
 from nlrl.operators.once import ask_once
-from nlrl.types import Evaluation, Failure, Group, LanguageValue, LookAhead
+from nlrl.types import Evaluation, Evaluations, Group, LanguageValue, LookAhead
 from nlrl.values.games import achieved
 from nlrl.values.td import reward_text
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluations:
-    """Values that could be estimated, and what went wrong with the others."""
-
-    evaluations: tuple[Evaluation, ...]
-    failures: tuple[Failure, ...]
-    calls: int
-    achieved_K: dict[int, int]
-    """How many groups had how many games: with K_MC = 5, {1: 1220, 2: 90, ...} says that 5 was seldom reached."""
 
 
 async def language_monte_carlo(groups: Sequence[Group], *, ask: Asker) -> Evaluations:

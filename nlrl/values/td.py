@@ -11,13 +11,28 @@ the root (`Asker.player`), also of states in which the opponent is to move; the 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from nlrl.ask import Answer, Asker, Question, history_text
 from nlrl.operators.once import ask_once
-from nlrl.types import CallId, Candidate, Failure, History, LanguageValue, LookAhead, Variation
+from nlrl.types import (
+    CallId,
+    Candidate,
+    Evaluation,
+    Evaluations,
+    Failure,
+    Group,
+    History,
+    LanguageValue,
+    LookAhead,
+    Situation,
+    Variation,
+)
+
+Combine = Literal["fused", "split"]
 
 LeafValue = Callable[[LookAhead], LanguageValue | None]
 """Looks a leaf's value up (a table of earlier estimates); None sends the question to the model."""
@@ -44,7 +59,7 @@ async def language_td(
     *,
     ask: Asker,
     value_ask: Asker | None = None,
-    combine: Literal["fused", "split"] = "fused",
+    combine: Combine = "fused",
     leaf_value: LeafValue = ask_the_model,
 ) -> Estimate:
     """Q^L(s, a) of every action from its variations: at most three waves of calls (V^L; G2 when split; G1).
@@ -52,39 +67,102 @@ async def language_td(
     `value_ask` is the model that speaks as V^L when it is not the one that aggregates. A variation without a usable
     evaluation is left out of its action's aggregate; an action without any is left out of the result.
     """
-    looks = [look for looks_K in looks_A_K for look in looks_K]
-    calls_of = [
-        replace(call, action=look.actions[0], variation=k) for looks_K in looks_A_K for k, look in enumerate(looks_K)
+    here = Situation(history, call, player=ask.player)
+    groups = [Group(here, looks_K[0].actions[0], tuple(looks_K)) for looks_K in looks_A_K if looks_K]
+    made, answers = await back_up(groups, ask=ask, value_ask=value_ask, combine=combine, leaf_value=leaf_value)
+    candidates = [
+        Candidate(group.action or "", LanguageValue(a.parsed.text, a.parsed.number), variations_K)
+        for group, (variations_K, a) in zip(groups, made, strict=True)
+        if a is not None and a.parsed is not None
     ]
-    leaves, answers = await _leaves(looks, calls_of, value_ask or ask, leaf_value)
-    variations = [
-        (c, Variation(k, leaf)) for c, k, leaf in zip(calls_of, looks, leaves, strict=True) if leaf is not None
-    ]
-    lines: list[tuple[CallId, Variation, str]] = []
-    if combine == "split":
-        combined = await ask.ask([combine_question(c, v, history) for c, v in variations])
-        answers += combined
-        for (c, variation), answer in zip(variations, combined, strict=True):
-            if answer.parsed is not None:
-                lines.append((c, variation, answer.parsed.text))
-    else:
-        lines = [(c, variation, variation.leaf.text) for c, variation in variations]
-    candidates, aggregated = await _aggregate(lines, history, call, ask, combine)
-    answers += aggregated
     failures = tuple(failure for answer in answers for failure in answer.failures)
     return Estimate(tuple(candidates), failures, sum(answer.calls for answer in answers))
 
 
+async def language_td_values(
+    groups: Sequence[Group], *, ask: Asker, value_ask: Asker | None = None, combine: Combine = "fused"
+) -> Evaluations:
+    """V^L(s) of each group's situation, or Q^L(s, a) of its action, in many situations at once: the same three waves.
+
+    Here a group's games are variations that may end anywhere; V^L reads each one's `history`.
+    """
+    made, answers = await back_up(groups, ask=ask, value_ask=value_ask, combine=combine)
+    evaluations = tuple(
+        Evaluation(
+            g.situation, g.action, LanguageValue(a.parsed.text, a.parsed.number), g.games_K, a.reply, a.token_ids
+        )
+        for g, (_, a) in zip(groups, made, strict=True)
+        if a is not None and a.parsed is not None
+    )
+    failures = tuple(failure for answer in answers for failure in answer.failures)
+    achieved = Counter(len(variations_K) for variations_K, _ in made)
+    return Evaluations(evaluations, failures, sum(a.calls for a in answers), dict(sorted(achieved.items())))
+
+
+async def back_up(
+    groups: Sequence[Group],
+    *,
+    ask: Asker,
+    value_ask: Asker | None = None,
+    combine: Combine = "fused",
+    leaf_value: LeafValue = ask_the_model,
+) -> tuple[list[tuple[tuple[Variation, ...], Answer | None]], list[Answer]]:
+    """Each group's usable variations with the answer of G1 (None without any), and all answers that were asked for."""
+    places = [
+        (g, look, replace(group.situation.call, action=group.action, variation=k))
+        for g, group in enumerate(groups)
+        for k, look in enumerate(group.games_K)
+    ]
+    situations = [group.situation for group in groups]
+    leaves, answers = await _leaves(
+        [(look, call, situations[g].player) for g, look, call in places], value_ask or ask, leaf_value
+    )
+    evaluated = [
+        (g, call, Variation(look, leaf))
+        for (g, look, call), leaf in zip(places, leaves, strict=True)
+        if leaf is not None
+    ]
+    said: list[str | None] = [variation.leaf.text for _, _, variation in evaluated]
+    if combine == "split":
+        combined = await ask.ask(
+            [
+                _seen_by(situations[g].player, combine_question(call, variation, situations[g].history))
+                for g, call, variation in evaluated
+            ]
+        )
+        answers += combined
+        said = [None if answer.parsed is None else answer.parsed.text for answer in combined]
+    lines_I_K: list[list[tuple[Variation, str]]] = [[] for _ in groups]
+    for (g, _, variation), text in zip(evaluated, said, strict=True):
+        if text is not None:
+            lines_I_K[g].append((variation, text))
+    asked = [g for g, lines_K in enumerate(lines_I_K) if lines_K]
+    aggregated = await ask.ask([_aggregate(groups[g], lines_I_K[g], ask, combine) for g in asked])
+    made = dict(zip(asked, aggregated, strict=True))
+    found = [(tuple(v for v, _ in lines_K), made.get(g)) for g, lines_K in enumerate(lines_I_K)]
+    return found, answers + aggregated
+
+
+def _aggregate(group: Group, lines_K: Sequence[tuple[Variation, str]], ask: Asker, combine: Combine) -> Question:
+    situation = group.situation
+    call = replace(situation.call, action=group.action)
+    return _seen_by(situation.player, aggregate_question(lines_K, situation.history, call, ask, combine))
+
+
 async def _leaves(
-    looks: Sequence[LookAhead], calls: Sequence[CallId], ask: Asker, leaf_value: LeafValue
+    looks: Sequence[tuple[LookAhead, CallId, str]], ask: Asker, leaf_value: LeafValue
 ) -> tuple[list[LanguageValue | None], list[Answer]]:
+    """V^L where each (variation, its place, player whose view is wanted) ended."""
     leaves: list[LanguageValue | None] = [
-        leaf_value(look) if look.terminal_text is None else _terminal_value(look.terminal_text, ask) for look in looks
+        leaf_value(look) if look.terminal_text is None else _terminal_value(look.terminal_text, ask)
+        for look, _, _ in looks
     ]
     asked = [i for i, leaf in enumerate(leaves) if leaf is None]
-    found = await ask_once(
-        ask, [Question(replace(calls[i], role="value"), {"history": history_text(looks[i].history)}) for i in asked]
-    )
+    questions = [
+        Question(replace(call, role="value"), {"history": history_text(look.history), "player": player})
+        for look, call, player in (looks[i] for i in asked)
+    ]
+    found = await ask_once(ask, questions)
     for i, answer in zip(asked, found.answers_I, strict=True):
         if answer.parsed is not None:
             leaves[i] = LanguageValue(answer.parsed.text, answer.parsed.number)
@@ -109,35 +187,12 @@ def combine_question(call: CallId, variation: Variation, history: History) -> Qu
     )
 
 
-async def _aggregate(
-    lines: Sequence[tuple[CallId, Variation, str]],
-    history: History,
-    call: CallId,
-    ask: Asker,
-    combine: Literal["fused", "split"],
-) -> tuple[list[Candidate], list[Answer]]:
-    """G1: one question an action, over the lines of its variations."""
-    actions = list(dict.fromkeys(c.action or "" for c, _, _ in lines))
-    variations_A = [[(v, text) for c, v, text in lines if c.action == action] for action in actions]
-    questions = [
-        aggregate_question(variations_K, history, replace(call, action=action), ask, combine)
-        for action, variations_K in zip(actions, variations_A, strict=True)
-    ]
-    answers = await ask.ask(questions)
-    candidates = [
-        Candidate(action, LanguageValue(a.parsed.text, a.parsed.number), tuple(v for v, _ in variations_K))
-        for action, variations_K, a in zip(actions, variations_A, answers, strict=True)
-        if a.parsed is not None
-    ]
-    return candidates, answers
-
-
 def aggregate_question(
     variations_K: Sequence[tuple[Variation, str]],
     history: History,
     call: CallId,
     ask: Asker,
-    combine: Literal["fused", "split"] = "fused",
+    combine: Combine = "fused",
 ) -> Question:
     """G1 over the variations of `call.action`, each with the evaluation of its leaf or what G2 made of it."""
     line = ask.prompts["look" if combine == "fused" else "combined_look"]
@@ -151,6 +206,10 @@ def aggregate_question(
         {"history": history_text(history), "action": action, "count": str(len(looks)), "looks": "\n".join(looks)},
         (action,),
     )
+
+
+def _seen_by(player: str, question: Question) -> Question:
+    return replace(question, variables={**question.variables, "player": player})
 
 
 def reward_text(look: LookAhead) -> str:

@@ -7,20 +7,13 @@ import numpy as np
 import pytest
 from line_world import LineWorld
 
+from nlrl.agents import plain_agent, random_agent
 from nlrl.ask import Asker
 from nlrl.engine.base import Completion
 from nlrl.engine.oracle import OracleEngine
-from nlrl.iterate import (
-    Games,
-    LookAheadKnobs,
-    chosen_value,
-    decide,
-    plain_agent,
-    play_all,
-    policy_iteration_agent,
-    random_agent,
-    sweep,
-)
+from nlrl.iterate import chosen_value, decide, policy_iteration_agent, sweep
+from nlrl.knobs import LookAheadKnobs
+from nlrl.play import Games, play_all
 from nlrl.types import CallId, GameEnd, GameStart, LanguageValue, Step, truncate_history
 from nlrl.values.look_ahead import language_policy, look_ahead, uniform_random
 from nlrl_prompts import load

@@ -9,7 +9,8 @@ from line_world import LineWorld
 
 from nlrl.ask import Asker, Question
 from nlrl.engine.oracle import OracleEngine
-from nlrl.iterate import LookAheadKnobs, decide
+from nlrl.iterate import decide
+from nlrl.knobs import LookAheadKnobs
 from nlrl.types import CallId
 from nlrl.values.look_ahead import (
     TRIES_OF_CHANCE,

@@ -6,9 +6,10 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
+from nlrl.agents import opponent_agent, random_agent, seated_agent
 from nlrl.ask import Asker
 from nlrl.engine.oracle import OracleEngine
-from nlrl.iterate import Games, opponent_agent, play_all, random_agent, seated_agent
+from nlrl.play import Games, play_all
 from nlrl.types import CallId, Group, LookAhead, Situation
 from nlrl.values.games import FreshGames, achieved, chunk, fresh_games, group, trajectories
 from nlrl.values.look_ahead import against, opponent_policy, uniform_random

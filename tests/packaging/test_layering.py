@@ -24,11 +24,11 @@ BELOW = {
     "nlrl": {"nlrl_envs", "nlrl_prompts", "nlrl_backbones"},
 }
 # Within nlrl, only these know that there are backbones, torch or vLLM.
-REACHES_BACKBONES = r"nlrl\.(registry|serve|serving|engine\.\w+|pretrain(\.\w+)?)"
-REACHES_TORCH = r"nlrl\.(engine\.(torch|local|vllm\w*)|pretrain(\.\w+)?)"
+REACHES_BACKBONES = r"nlrl\.(registry|serve|serving|engine\.\w+|pretrain(\.\w+)?|distill\.training)"
+REACHES_TORCH = r"nlrl\.(engine\.(torch|local|vllm\w*)|pretrain(\.\w+)?|distill\.(dataset|training))"
 REACHES_VLLM = r"nlrl\.(doctor|serve|serving|engine\.vllm\w*)"
 # The method itself: it knows games, prompts and the engine protocol, but no engine, store or terminal.
-METHOD = r"nlrl\.(types|errors|parse|policy|iterate|ask|values(\.\w+)?|operators(\.\w+)?)"
+METHOD = r"nlrl\.(types|errors|parse|policy|iterate|stages|knobs|agents|play|learn|ask|values(\.\w+)?|operators(\.\w+)?)"
 
 
 FOLDERS = {

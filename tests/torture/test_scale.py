@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from line_world import LineWorld
 
+from nlrl.agents import plain_agent
 from nlrl.ask import Asker
 from nlrl.engine.base import Completion, EngineInfo
 from nlrl.engine.scripted import ScriptedEngine
-from nlrl.iterate import Games, plain_agent, play_all
+from nlrl.play import Games, play_all
 from nlrl.recorded import RecordedEngine
 from nlrl.store import Manifest, RunStore
 from nlrl.store_schema import FILE_NAME
