@@ -10,104 +10,57 @@ import copy
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError, field_validator
 
+from nlrl.config_parts import (
+    BudgetConfig,
+    DistilConfig,
+    EngineConfig,
+    EnvConfig,
+    LookAheadConfig,
+    Part,
+    RolesConfig,
+    TrainingConfig,
+)
 from nlrl.errors import ConfigError, UnknownNameError
 
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class EnvConfig(_Part):
-    """Which game, and from where it is played."""
-
-    id: str = "maze"
-    """A name of `nlrl_envs.ENVS` or of an `nlrl.envs` entry point."""
-    map: str = "double_t"
-    """A map of the game; "random:SEED" draws one."""
-    starts: Literal["all"] | int = "all"
-    """Every start once, or this many drawn from them."""
-    history_items: int = Field(default=7, ge=1, le=99)
-    """Observations and actions the agent remembers, counted together; 7 in the paper's maze."""
+Baseline = Literal["plain", "random", "q_improve"]
+"""What a run may also play: the same model's policy without look-ahead, uniformly random moves, or Q^L of every legal
+move from the plain question and then I (the paper's "prompted Q^L")."""
 
 
-class LookAheadConfig(_Part):
-    """How far and how often the agent looks ahead."""
-
-    variations: int = Field(default=8, ge=1, le=64)
-    """K: distinct look-aheads an action."""
-    steps: int = Field(default=3, ge=0, le=64)
-    """l: steps after the candidate action."""
-    rollout: Literal["random", "policy"] = "random"
-    """Who walks them: uniformly random moves, or the current language policy. Never an oracle."""
-    combine: Literal["fused", "split"] = "fused"
-    """G1 and G2 in one call, or G2 in a call of its own a variation."""
-
-
-class EngineConfig(_Part):
-    """The language model and what runs it."""
-
-    kind: str = "vllm"
-    """A name of `nlrl.engine.ENGINES`: vllm, http, torch, oracle."""
-    backbone: str = "hymba"
-    """A model in the box, a folder, or a hub id; engines vllm and torch."""
-    base_url: str | None = None
-    """Where the server is; several, separated by commas, share the work and stand in for each other; engine http."""
-    model: str | None = None
-    """The server's name for the model; its first one when absent."""
-    prompts: str = "auto"
-    """A prompt set; "auto" takes the one that suits the model."""
-    attempts: int = Field(default=3, ge=1, le=20)
-    """How often a question may be asked before its bad reply counts as the answer."""
-    at_once: int = Field(default=64, ge=1, le=4096)
-    """Games in progress at the same time, and requests in flight at one server."""
-    constraints: Literal["prefer", "require"] = "prefer"
-    """Whether a reply that the engine did not hold to its form is checked and asked again, or ends the run."""
-    logprobs: bool = False
-    """Also record the probability of each drawn token."""
-    batch_invariant: bool = False
-    """vLLM's mode in which a reply does not depend on what else is in the batch; slower, and only for some models."""
-    http_attempts: int = Field(default=6, ge=1, le=100)
-    """How often one request is sent to a server that fails; engine http."""
-    timeout_seconds: float = Field(default=300.0, gt=0)
-    """For one answer; engine http."""
-    outage_seconds: float = Field(default=600.0, ge=0)
-    """How long to wait for a server when none can be reached, before the run stops; engine http."""
-    requests_per_minute: int | None = Field(default=None, ge=1)
-    """What the server permits; engine http."""
-    tokens_per_minute: int | None = Field(default=None, ge=1)
-    """What the server permits, read and written together; engine http."""
-
-
-class BudgetConfig(_Part):
-    """What a run may use, over all its resumptions; it stops within one request of the first limit, to be resumed."""
-
-    calls: int | None = Field(default=None, ge=0)
-    tokens: int | None = Field(default=None, ge=0)
-    """Read and written."""
-    seconds: float | None = Field(default=None, ge=0)
-    money: float | None = Field(default=None, ge=0)
-    """In the currency of the prices."""
-    price_read: float = Field(default=0.0, ge=0)
-    """For a million tokens of prompts."""
-    price_written: float = Field(default=0.0, ge=0)
-    """For a million tokens of replies."""
-
-
-class RunConfig(_Part):
+class RunConfig(Part):
     """A whole run."""
 
     recipe: str = "maze"
+    loop: Literal["policy_iteration", "td_values", "actor_critic"] = "policy_iteration"
+    """Which of the loops of `nlrl.iterate`."""
     seed: int = 0
     env: EnvConfig = EnvConfig()
     look_ahead: LookAheadConfig = LookAheadConfig()
+    training: TrainingConfig = TrainingConfig()
+    distil: DistilConfig | None = None
     engine: EngineConfig = EngineConfig()
+    roles: RolesConfig = RolesConfig()
     budget: BudgetConfig = BudgetConfig()
-    baseline: bool = True
-    """Also play the same model's plain policy from the same starts."""
+    baseline: tuple[Baseline, ...] = ("plain",)
+    """What is also played, from the same starts or against the same opponent; in loops that learn, "plain" is played
+    anyway."""
+
+    @field_validator("baseline", mode="before")
+    @classmethod
+    def _yes_or_no(cls, value: Any) -> Any:
+        """True is the plain policy, False nothing, one name a list of it."""
+        if isinstance(value, bool):
+            return ("plain",) if value else ()
+        return (value,) if isinstance(value, str) else value
+
+    @property
+    def learns(self) -> bool:
+        """Whether a model is trained."""
+        return self.loop != "policy_iteration" or self.distil is not None
 
 
 def recipe_folders() -> tuple[Path, ...]:
@@ -155,8 +108,11 @@ def with_overrides(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> Run
         return RunConfig.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"] if part in _all_parts())
-        raise ConfigError(f"{key} = {first['input']!r} cannot be used: {first['msg']}.") from error
+        names = {part for key in keys() for part in key.split(".")}
+        key = ".".join(str(part) for part in first["loc"] if part in names)
+        raise ConfigError(
+            f"{key} = {first['input']!r} cannot be used: {first['msg'].removeprefix('Value error, ')}."
+        ) from error
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -170,36 +126,39 @@ def parse_override(text: str) -> tuple[str, Any]:
         return key.strip(), value.strip()
 
 
-def keys() -> tuple[str, ...]:
-    """Every key a recipe may have, dotted."""
+def keys(part: type[BaseModel] = RunConfig, prefix: str = "") -> tuple[str, ...]:
+    """Every key a recipe may have, dotted; below "env.options" a game has its own."""
     found: list[str] = []
-    for name, info in RunConfig.model_fields.items():
-        part = info.annotation
-        if isinstance(part, type) and issubclass(part, BaseModel):
-            found += [f"{name}.{inner}" for inner in part.model_fields]
-        else:
-            found.append(name)
+    for name, info in part.model_fields.items():
+        inner = _table(info.annotation)
+        found += [f"{prefix}{name}"] if inner is None else keys(inner, f"{prefix}{name}.")
     return tuple(found)
 
 
-def _all_parts() -> set[str]:
-    return {part for key in keys() for part in key.split(".")}
+def _table(annotation: Any) -> type[BaseModel] | None:
+    """The part that a key holds, when it holds one and no plain value."""
+    options = (annotation, *get_args(annotation))
+    return next((one for one in options if isinstance(one, type) and issubclass(one, BaseModel)), None)
 
 
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
     for parent in parents:
-        tree = tree.setdefault(parent, {})
+        if tree.get(parent) is None:
+            tree[parent] = {}
+        tree = tree[parent]
         if not isinstance(tree, dict):
             raise UnknownNameError("recipe key", key, keys())
     tree[last] = value
 
 
-def _check_keys(tree: Mapping[str, Any], prefix: str = "") -> None:
-    tops = {key.split(".")[0] for key in keys() if "." in key}
+def _check_keys(tree: Mapping[str, Any], part: type[BaseModel] = RunConfig, prefix: str = "") -> None:
     for name, value in tree.items():
-        key = f"{prefix}{name}"
-        if isinstance(value, dict) and not prefix and name in tops:
-            _check_keys(value, f"{name}.")
-        elif key not in keys():
-            raise UnknownNameError("recipe key", key, keys())
+        info = part.model_fields.get(name)
+        if info is None and part is RolesConfig:
+            raise UnknownNameError("role", name, RolesConfig.model_fields)
+        inner = None if info is None else _table(info.annotation)
+        if inner is not None and isinstance(value, dict):
+            _check_keys(value, inner, f"{prefix}{name}.")
+        elif info is None or (inner is not None and value is not None):
+            raise UnknownNameError("recipe key", f"{prefix}{name}", keys())

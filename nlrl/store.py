@@ -13,13 +13,13 @@ as complete (checkpoints, the end of a run), and never leaves a broken file.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from nlrl import codec
+from nlrl import codec, store_rows
 from nlrl.engine.base import Completion, EngineInfo, Request
 from nlrl.errors import StoreError
 from nlrl.store_file import RunFile
@@ -31,11 +31,10 @@ from nlrl.store_schema import (
     messages_of,
     pack_floats,
     pack_ids,
-    pack_text,
     place_of,
     to_column,
 )
-from nlrl.types import Event, Example, Failure, GameEnd, GameStart, Step
+from nlrl.types import Estimated, Example, Failure, GameEnd, GameStart, Improved, LoopEvent, PhaseStart, Step, Trained
 
 __all__ = ["CallRecord", "Manifest", "RunReader", "RunStore", "RunSummary", "Totals", "list_runs", "new_run_id"]
 
@@ -88,6 +87,9 @@ class RunStore:
         self._file = RunFile(path)
         self.totals = self._read_totals()
         """What the run has used so far."""
+        self.phase = -1
+        """Number of the phase that is going on, from 0; the same again when a run is resumed and goes through them."""
+        self._stage = ""
 
     @classmethod
     def create(cls, root: Path | str, run_id: str, manifest: Manifest) -> RunStore:
@@ -152,7 +154,7 @@ class RunStore:
                     *(text(completion.text), completion.finish_reason, error, completion.constrained),
                     *(pack_ids(completion.prompt_token_ids), pack_ids(completion.token_ids)),
                     *(pack_floats(completion.logprobs), completion.prompt_tokens, completion.completion_tokens),
-                    seconds,
+                    round(seconds, 4),
                 ),
             )
         if done.rowcount:
@@ -165,32 +167,43 @@ class RunStore:
         """Note why the answer with this key could not be used."""
         with self._file.transaction() as db:
             done = db.execute(
-                "UPDATE calls SET failure_kind = ?, failure_reason = ?, failure_reply_hash = ? "
+                "UPDATE calls SET failure_kind = ?, failure_reason = ?, failure_reply = ? "
                 "WHERE key = ? AND failure_kind IS NULL",
                 (failure.kind, to_column(failure.reason), self._file.text(failure.reply), key),
             )
         if done.rowcount:
             self.totals.failures[failure.kind] = self.totals.failures.get(failure.kind, 0) + 1
 
-    def record_event(self, event: Event) -> None:
-        """Store what a loop yielded."""
-        with self._file.transaction() as db:
+    def begin_stage(self, name: str) -> None:
+        """What is recorded from here on belongs to this stretch of the run ("policy iteration", "baseline: random")."""
+        self._stage = name
+
+    def record_event(self, event: LoopEvent) -> None:
+        """Store what a loop yielded; what was recorded before the run was resumed must be what is there."""
+        file = self._file
+        with file.transaction():
             match event:
+                case PhaseStart():
+                    self.phase += 1
+                    row = (self.phase, self._stage, event.iteration, event.phase, event.total)
+                    file.insert_once("phases", row, key=1)
                 case GameStart():
-                    texts = map(to_column, (event.start, event.observation, event.picture))
-                    row = (event.game, *texts, event.optimal_return, None, None, None)
-                    self._file.insert_once("games", row, key=1, fixed=5)
+                    store_rows.insert_game(file, event, self.phase)
                 case Step():
-                    seen = (to_column(event.observation), to_column(event.picture), int(event.legal))
-                    move = (event.game, event.step, to_column(event.action), event.reward, event.total_return)
-                    row = (*move, *seen, pack_text(codec.dumps(event.decision)))
-                    if self._file.insert_once("steps", row, key=2):
-                        db.executemany("INSERT INTO evaluations VALUES (?, ?, ?, ?, ?, ?, ?)", self._evaluations(event))
+                    store_rows.insert_step(file, event)
                 case GameEnd():
-                    db.execute(
-                        "UPDATE games SET outcome = ?, total_return = ?, steps = ? WHERE game = ?",
-                        (event.outcome, event.total_return, event.steps, event.game),
-                    )
+                    store_rows.end_game(file, event)
+                case Estimated():
+                    store_rows.insert_estimates(file, event, self.phase)
+                case Improved():
+                    store_rows.insert_improvements(file, event, self.phase)
+                case Trained():
+                    store_rows.insert_training(file, event)
+
+    def record_lessons(self, examples: Sequence[Example], iteration: int, student: str) -> None:
+        """Store what a student is about to be trained on, in order."""
+        with self._file.transaction():
+            store_rows.insert_lessons(self._file, examples, iteration, student)
 
     def record_metric(self, name: str, step: int, value: float) -> None:
         """Store the figure that the series `name` has at `step`."""
@@ -200,9 +213,7 @@ class RunStore:
     def record_example(self, example: Example) -> None:
         """Store a pair that a model is to be trained on."""
         with self._file.transaction():
-            texts = (self._file.messages(example.messages), self._file.text(example.target))
-            row = (example.id, example.role, *texts, pack_ids(example.target_token_ids), example.weight)
-            self._file.insert_once("examples", row, key=1)
+            store_rows.insert_example(self._file, example)
 
     def record_checkpoint(self, name: str, files: Mapping[str, str]) -> None:
         """Mark a checkpoint as complete, with the SHA-256 of each of its files; flushed to the disk."""
@@ -231,17 +242,6 @@ class RunStore:
     def close(self) -> None:
         """Close the file and let go of the lock; safe to call twice."""
         self._file.close()
-
-    def _evaluations(self, step: Step) -> list[tuple[Any, ...]]:
-        """Every evaluation of a decision: a table of its own, where SQL can reach it."""
-        rows: list[tuple[Any, ...]] = []
-        for candidate in step.decision.choice.candidates_A if step.decision.choice else ():
-            numbered = [(-1, candidate.value), *((k, v.leaf) for k, v in enumerate(candidate.variations_K))]
-            rows += [
-                (step.game, step.step, to_column(candidate.action), k, v.source, v.number, self._file.text(v.text))
-                for k, v in numbered
-            ]
-        return rows
 
     def _read_totals(self) -> Totals:
         sums = "count(*), total(prompt_tokens), total(completion_tokens), total(constrained = 0)"

@@ -4,84 +4,124 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from nlrl.errors import ConfigError, StoreError
-from nlrl.store_reader import RunReader
+from nlrl.store_reader import RunReader, text_of
 from nlrl.store_schema import from_column, unpack_floats, unpack_ids, unpack_text
 
 LASTING = {
     "run": "seed, versions, identity, status",
     "prompts": "prompt_set, name, hash, text",
-    "games": "game, start, observation, picture, optimal_return, outcome, total_return, steps",
-    "steps": "game, step, action, reward, total_return, observation, picture, legal, decision",
-    "evaluations": "game, step, action, variation, source, number, text_hash",
+    "phases": "number, stage, iteration, name, total",
+    "games": "game, phase, start, @observation, @picture, optimal_return, outcome, ending, total_return, steps",
+    "steps": "game, step, action, reward, total_return, @observation, @picture, legal, decision",
+    "evaluations": "game, step, action, variation, source, number, @text",
+    "estimates": ("phase, item, game, step, player, @@history, action, source, number, @text, @reply, achieved, games"),
+    "improvements": "phase, item, game, step, player, @@history, action, @thought, @@candidates",
     "calls": (
-        "key, game, step, role, action, variation, ply, attempt, messages_hash, constraint_hash, temperature, top_p, "
-        "max_tokens, seed, with_logprobs, reply_hash, finish_reason, error, constrained, prompt_token_ids, token_ids, "
-        "logprobs, prompt_tokens, completion_tokens, failure_kind, failure_reason, failure_reply_hash"
+        "key, game, step, role, action, variation, ply, attempt, @@messages, @form, temperature, top_p, "
+        "max_tokens, seed, with_logprobs, @reply, finish_reason, error, constrained, prompt_token_ids, token_ids, "
+        "logprobs, prompt_tokens, completion_tokens, failure_kind, failure_reason, @failure_reply"
     ),
-    "message_lists": "hash, messages",
     "texts": "hash, text",
-    "examples": "id, role, messages_hash, target_hash, target_token_ids, weight",
+    "examples": "id, role, @@messages, @target, target_token_ids, weight, games",
+    "lessons": "iteration, student, position, example",
+    "trainings": "iteration, student, checkpoint, examples, tokens, losses",
     "checkpoints": "name, files",
     "metrics": "name, step, value",
 }
-"""The columns of a record that repeat when a run does: all but times, the order of arrival, where the engine was
-and how fast it was asked. Each table's rows are named by its first columns."""
+"""The columns of a record that repeat when a run does: all but times, the order of arrival, where the engine was and
+how fast it was asked. Each table's rows are named by its first columns. "@" marks the id of a text, "@@" a list that
+has them; the texts' hashes are taken in their place, for ids are an order of arrival."""
 REPEATED_RESULTS = ("rows", "failures")
 
 TABLES = {
-    "games": ("game, start, observation, picture, optimal_return, outcome, total_return, steps", {}),
+    "phases": ("number, stage, iteration, name, total", {}),
+    "games": (
+        f"game, phase, start, {text_of('observation')}, {text_of('picture')}, optimal_return, outcome, ending, "
+        "total_return, steps",
+        {},
+    ),
     "steps": (
-        "game, step, action, reward, total_return, observation, picture, legal, decision",
+        f"game, step, action, reward, total_return, {text_of('observation')}, {text_of('picture')}, legal, decision",
         {"decision": unpack_text},
     ),
-    "evaluations": (
-        "game, step, action, variation, source, number, (SELECT text FROM texts WHERE hash = text_hash) AS text",
+    "evaluations": (f"game, step, action, variation, source, number, {text_of('text')}", {}),
+    "estimates": (
+        f"phase, item, game, step, player, history, action, source, number, {text_of('text')}, {text_of('reply')}, "
+        "achieved, games",
+        {},
+    ),
+    "improvements": (
+        f"phase, item, game, step, player, history, action, {text_of('thought')}, candidates",
         {},
     ),
     "calls": (
         "number, key, game, step, role, action, variation, ply, attempt, temperature, top_p, max_tokens, seed, "
-        "(SELECT messages FROM message_lists WHERE hash = messages_hash) AS messages, "
-        "(SELECT text FROM texts WHERE hash = constraint_hash) AS constraint_json, "
-        "(SELECT text FROM texts WHERE hash = reply_hash) AS reply, finish_reason, error, constrained, "
+        f"messages, {text_of('form')}, {text_of('reply')}, finish_reason, error, constrained, "
         "prompt_token_ids, token_ids, logprobs, prompt_tokens, completion_tokens, seconds, failure_kind, "
         "failure_reason",
         {"prompt_token_ids": unpack_ids, "token_ids": unpack_ids, "logprobs": unpack_floats},
     ),
-    "texts": ("hash, text", {}),
+    "texts": ("id, text", {}),
     "examples": (
-        "id, role, (SELECT messages FROM message_lists WHERE hash = messages_hash) AS messages, "
-        "(SELECT text FROM texts WHERE hash = target_hash) AS target, target_token_ids, weight",
+        f"id, role, messages, {text_of('target')}, target_token_ids, weight, games",
         {"target_token_ids": unpack_ids},
     ),
+    "lessons": ("iteration, student, position, example", {}),
+    "trainings": ("iteration, student, checkpoint, examples, tokens, losses", {"losses": unpack_floats}),
     "metrics": ("name, step, value", {}),
 }
-"""What is exported of each table, and how its packed columns are unpacked. `messages` lists (role, hash of a text)."""
+"""What is exported of each table, and how its packed columns are unpacked. Lists are JSON, and texts in them
+`texts.id`s."""
 
 TYPES = dict.fromkeys(
-    ("game", "step", "number", "variation", "ply", "attempt", "max_tokens", "seed", "constrained", "steps", "legal"),
+    (
+        "game", "step", "number", "variation", "ply", "attempt", "max_tokens", "seed", "constrained", "steps", "legal",
+        "phase", "item", "iteration", "total", "achieved", "position", "tokens",
+    ),
     "int",
 ) | {
     "prompt_tokens": "int", "completion_tokens": "int", "temperature": "real", "top_p": "real", "seconds": "real",
     "reward": "real", "total_return": "real", "optimal_return": "real", "value": "real", "weight": "real",
     "prompt_token_ids": "ids", "token_ids": "ids", "target_token_ids": "ids", "logprobs": "reals",
+    "losses": "reals",
 }  # fmt: skip
-"""Types of columns that are no text. `number` of `evaluations` is real, see `_type`."""
+"""Types of columns that are no text; those that depend on the table are in `_type`."""
 
 
 def lasting_lines(reader: RunReader) -> Iterator[str]:
     """The record as lines, in an order of their own: the same for two runs with the same seed and the same answers."""
+    hashes = {number: found.hex() for number, found in reader.rows("SELECT id, hash FROM texts")}
     for table, columns in LASTING.items():
-        for row in sorted(reader.rows(f"SELECT {columns} FROM {table}"), key=repr):
-            yield json.dumps([table, *map(_plain, row)])
+        named = columns.split(", ")
+        plain = [name.lstrip("@") for name in named]
+        lasting = [_lasting(name, hashes) for name in named]
+        rows = reader.rows(f"SELECT {', '.join(plain)} FROM {table}")
+        for row in sorted(([read(value) for read, value in zip(lasting, row, strict=True)] for row in rows), key=repr):
+            yield json.dumps([table, *row])
     results = reader.results
     for name in REPEATED_RESULTS:
         yield json.dumps(["results", name, results.get(name)])
+
+
+def _lasting(name: str, hashes: Mapping[int, str]) -> Callable[[Any], Any]:
+    """How a column of `LASTING` is read."""
+    if name.startswith("@@"):
+        where = {"@@history": None, "@@messages": 1, "@@candidates": 3}[name]
+
+        def listed(value: str) -> Any:
+            items = json.loads(value)
+            if where is None:
+                return [hashes[item] for item in items]
+            return [[*item[:where], hashes[item[where]]] for item in items]
+
+        return listed
+    return (lambda value: value if value is None else hashes[value]) if name.startswith("@") else _plain
 
 
 def digest(reader: RunReader) -> str:
@@ -161,7 +201,11 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def _type(table: str, name: str) -> str:
-    return "real" if (table, name) == ("evaluations", "number") else TYPES.get(name, "text")
+    special = {
+        ("evaluations", "number"): "real", ("estimates", "number"): "real", ("texts", "id"): "int",
+        ("trainings", "examples"): "int",
+    }  # fmt: skip
+    return special.get((table, name)) or TYPES.get(name, "text")
 
 
 def _split(columns: str) -> list[str]:

@@ -11,16 +11,16 @@ import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from nlrl.errors import StoreError
-from nlrl.store_schema import FILE_NAME, LOCK_NAME, SCHEMA_VERSION, TABLES, list_text, sha256_text, to_column
+from nlrl.store_schema import FILE_NAME, LOCK_NAME, SCHEMA_VERSION, TABLES, compact_json, text_hash, to_column
 
 KNOWN_TEXTS = 4096
-"""Hashes of texts that need not be offered to the file again; bounded, for runs of any length."""
+"""Texts whose rows need not be looked for again; bounded, for runs of any length."""
 
 
 class RunFile:
@@ -30,7 +30,7 @@ class RunFile:
         self.path = path
         """The run's folder."""
         self._lock = take_lock(path)
-        self._known: dict[str, None] = {}
+        self._known: dict[bytes, int] = {}
         try:
             self._db = _connect(path / FILE_NAME, "WAL")
         except sqlite3.Error as error:
@@ -97,26 +97,27 @@ class RunFile:
             if durable:
                 db.execute("PRAGMA synchronous = NORMAL")
 
-    def text(self, text: str) -> str:
-        """The hash of a text, which is in the file from now on; within a transaction."""
-        digest = sha256_text(text)
-        if digest not in self._known:
-            self._db.execute("INSERT OR IGNORE INTO texts VALUES (?, ?)", (digest, to_column(text)))
-            self._known[digest] = None
-            if len(self._known) > KNOWN_TEXTS:
-                del self._known[next(iter(self._known))]
-        return digest
+    def text(self, text: str) -> int:
+        """The id of a text, which is in the file from now on; within a transaction."""
+        digest = text_hash(text)
+        if (known := self._known.get(digest)) is not None:
+            return known
+        done = self._db.execute("INSERT OR IGNORE INTO texts (hash, text) VALUES (?, ?)", (digest, to_column(text)))
+        number = done.lastrowid if done.rowcount else None
+        if number is None:
+            ((number,),) = self._db.execute("SELECT id FROM texts WHERE hash = ?", (digest,))
+        self._known[digest] = number
+        if len(self._known) > KNOWN_TEXTS:
+            del self._known[next(iter(self._known))]
+        return number
 
-    def messages(self, messages: tuple[tuple[str, str], ...]) -> str:
-        """The hash of a list of (role, content), which is in the file from now on; within a transaction."""
-        for _, content in messages:
-            self.text(content)
-        listed = list_text(messages)
-        digest = sha256_text(listed)
-        if digest not in self._known:
-            self._db.execute("INSERT OR IGNORE INTO message_lists VALUES (?, ?)", (digest, listed))
-            self._known[digest] = None
-        return digest
+    def texts(self, texts: Iterable[str]) -> str:
+        """The ids of texts as a column has them, see `text`."""
+        return compact_json([self.text(text) for text in texts])
+
+    def messages(self, messages: Iterable[tuple[str, str]]) -> str:
+        """A list of (role, content) as a column has it, see `text`."""
+        return compact_json([[role, self.text(content)] for role, content in messages])
 
     def insert_once(self, table: str, row: Sequence[Any], *, key: int, fixed: int | None = None) -> bool:
         """Insert a row whose first `key` columns name it, within a transaction; returns whether it is new.
@@ -130,13 +131,30 @@ class RunFile:
         columns = [name for _, name, *_ in self._db.execute(f"PRAGMA table_info({table})")]
         where = " AND ".join(f"{name} = ?" for name in columns[:key])
         there = self._db.execute(f"SELECT * FROM {table} WHERE {where}", row[:key]).fetchone()
-        if tuple(there[:fixed]) != tuple(row[:fixed]):
+        if there is None or tuple(there[:fixed]) != tuple(row[:fixed]):
             place = ", ".join(f"{name} {value}" for name, value in zip(columns[:key], row[:key], strict=True))
-            raise StoreError(
-                f"The run in '{self.path}' took another course than recorded ({table}, {place}): its game or engine "
-                "does not repeat itself; begin a new run with --force-new."
-            )
+            raise self._other_course(f"{table}, {place}")
         return False
+
+    def update_once(self, table: str, columns: str, row: Sequence[Any], key: str, value: Any) -> None:
+        """Fill columns of a row that were NULL, within a transaction.
+
+        Raises:
+            StoreError: they hold other values already.
+        """
+        (there,) = self._db.execute(f"SELECT {columns} FROM {table} WHERE {key} = ?", (value,)).fetchall() or ((),)
+        if any(found is not None for found in there):
+            if tuple(there) != tuple(row):
+                raise self._other_course(f"{table}, {key} {value}")
+            return
+        named = ", ".join(f"{column} = ?" for column in columns.split(", "))
+        self._db.execute(f"UPDATE {table} SET {named} WHERE {key} = ?", (*row, value))
+
+    def _other_course(self, place: str) -> StoreError:
+        return StoreError(
+            f"The run in '{self.path}' took another course than recorded ({place}): its game or engine does not "
+            "repeat itself; begin a new run with --force-new."
+        )
 
     def settle(self) -> None:
         """Make the record one plain file, which needs no log beside it to be read; not while somebody reads it."""

@@ -7,47 +7,19 @@ would answer for it.
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from functools import lru_cache
 
-from nlrl.store_schema import SCHEMA_VERSION, TABLES, pack_text
-
-TABLES_1 = """
-CREATE TABLE run (
-    id TEXT PRIMARY KEY, config TEXT NOT NULL, seed INTEGER NOT NULL, versions TEXT NOT NULL, engine TEXT NOT NULL,
-    started TEXT NOT NULL, finished TEXT, status TEXT NOT NULL);
-CREATE TABLE prompts (
-    prompt_set TEXT NOT NULL, name TEXT NOT NULL, hash TEXT NOT NULL, text TEXT NOT NULL,
-    PRIMARY KEY (prompt_set, name, hash));
-CREATE TABLE texts (hash TEXT PRIMARY KEY, text TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE message_lists (hash TEXT PRIMARY KEY, messages TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE calls (
-    number INTEGER PRIMARY KEY, game INTEGER, step INTEGER, role TEXT, action TEXT, variation INTEGER,
-    attempt INTEGER, messages_hash TEXT NOT NULL, constraint_hash TEXT, temperature REAL NOT NULL,
-    top_p REAL NOT NULL, max_tokens INTEGER NOT NULL, seed INTEGER, reply_hash TEXT NOT NULL,
-    finish_reason TEXT NOT NULL, error TEXT, prompt_token_ids BLOB NOT NULL, token_ids BLOB NOT NULL,
-    prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, seconds REAL NOT NULL,
-    failure_kind TEXT, failure_reason TEXT, failure_reply_hash TEXT);
-CREATE INDEX calls_of_a_decision ON calls (game, step);
-CREATE TABLE games (
-    game INTEGER PRIMARY KEY, start TEXT NOT NULL, observation TEXT NOT NULL, picture TEXT NOT NULL,
-    optimal_return REAL, outcome TEXT, total_return REAL, steps INTEGER);
-CREATE TABLE steps (
-    game INTEGER NOT NULL, step INTEGER NOT NULL, action TEXT NOT NULL, reward REAL NOT NULL,
-    total_return REAL NOT NULL, observation TEXT NOT NULL, picture TEXT NOT NULL, legal INTEGER NOT NULL,
-    decision TEXT NOT NULL, PRIMARY KEY (game, step));
-CREATE TABLE metrics (number INTEGER PRIMARY KEY, name TEXT NOT NULL, value REAL NOT NULL);
-CREATE TABLE results (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-"""
-_KEPT = ("prompts", "texts", "message_lists", "games", "results")
-"""Tables that version 2 took over as they were."""
+from nlrl.store_schema import SCHEMA_VERSION, TABLES, compact_json, from_column, pack_text, text_hash
+from nlrl.store_versions import TABLES_1, TABLES_2
 
 
 def tables_of(version: int) -> str | None:
     """The statements that made a record of this version; None for a version that never was."""
-    return {1: TABLES_1, SCHEMA_VERSION: TABLES}.get(version)
+    return {1: TABLES_1, 2: TABLES_2, SCHEMA_VERSION: TABLES}.get(version)
 
 
 def schema_rows(connection: sqlite3.Connection) -> list[tuple[str, str, str | None]]:
@@ -73,11 +45,10 @@ def migrated(source: sqlite3.Connection, version: int) -> sqlite3.Connection:
 
 
 def _from_1(db: sqlite3.Connection) -> None:
-    for table in ("run", "calls", "steps", "metrics", *_KEPT):
-        db.execute(f"ALTER TABLE {table} RENAME TO old_{table}")
-    db.execute("DROP INDEX calls_of_a_decision")
-    db.executescript(TABLES)
-    for table in _KEPT:
+    kept = ("prompts", "texts", "message_lists", "games", "results")
+    _set_aside(db, "run", "calls", "steps", "metrics", *kept)
+    db.executescript(TABLES_2)
+    for table in kept:
         db.execute(f"INSERT INTO {table} SELECT * FROM old_{table}")
     db.execute("INSERT INTO run SELECT *, '{}', 0 FROM old_run")
     db.create_function("pack_text", 1, pack_text)
@@ -95,8 +66,63 @@ def _from_1(db: sqlite3.Connection) -> None:
         "NULL, prompt_token_ids, token_ids, x'', prompt_tokens, completion_tokens, seconds, failure_kind, "
         "failure_reason, failure_reply_hash FROM old_calls"
     )
-    for table in ("run", "calls", "steps", "metrics", *_KEPT):
-        db.execute(f"DROP TABLE old_{table}")
+    _drop_what_was_set_aside(db)
 
 
-_STEPS: Mapping[int, Callable[[sqlite3.Connection], None]] = {1: _from_1}
+def _from_2(db: sqlite3.Connection) -> None:
+    kept = ("run", "prompts", "checkpoints", "metrics", "results")
+    _set_aside(db, "texts", "message_lists", "calls", "games", "steps", "evaluations", "examples", *kept)
+    db.executescript(TABLES)
+    for table in kept:
+        db.execute(f"INSERT INTO {table} SELECT * FROM old_{table}")
+    db.create_function("hash_of", 1, lambda text: text_hash(from_column(text)))
+    db.execute("INSERT INTO texts (hash, text) SELECT hash_of(text), text FROM old_texts")
+    for table in ("games", "steps"):
+        for column in ("observation", "picture"):
+            db.execute(f"INSERT OR IGNORE INTO texts (hash, text) SELECT hash_of({column}), {column} FROM old_{table}")
+    new = dict(db.execute("SELECT o.hash, t.id FROM old_texts o JOIN texts t ON t.hash = hash_of(o.text)"))
+    lists = {
+        digest: compact_json([[role, new[text]] for role, text in json.loads(listed)])
+        for digest, listed in db.execute("SELECT hash, messages FROM old_message_lists")
+    }
+    db.create_function("new_id", 1, new.get)
+    db.create_function("new_list", 1, lists.get)
+    db.execute(
+        "INSERT INTO calls SELECT number, key, game, step, role, action, variation, ply, attempt, "
+        "new_list(messages_hash), new_id(constraint_hash), temperature, top_p, max_tokens, seed, with_logprobs, "
+        "new_id(reply_hash), finish_reason, error, constrained, prompt_token_ids, token_ids, logprobs, prompt_tokens, "
+        "completion_tokens, seconds, failure_kind, failure_reason, new_id(failure_reply_hash) FROM old_calls"
+    )
+    row = "(SELECT id FROM texts WHERE hash = hash_of({}))"
+    seen = f"{row.format('observation')}, {row.format('picture')}"
+    db.execute(
+        f"INSERT INTO games SELECT game, NULL, start, {seen}, optimal_return, outcome, NULL, total_return, steps "
+        "FROM old_games"
+    )
+    db.execute(
+        f"INSERT INTO steps SELECT game, step, action, reward, total_return, {seen}, legal, decision FROM old_steps"
+    )
+    db.execute(
+        "INSERT INTO evaluations SELECT game, step, action, variation, source, number, new_id(text_hash) "
+        "FROM old_evaluations"
+    )
+    db.execute(
+        "INSERT INTO examples SELECT id, role, new_list(messages_hash), new_id(target_hash), target_token_ids, weight, "
+        "'[]' FROM old_examples"
+    )
+    _drop_what_was_set_aside(db)
+
+
+def _set_aside(db: sqlite3.Connection, *tables: str) -> None:
+    for table in tables:
+        db.execute(f"ALTER TABLE {table} RENAME TO old_{table}")
+    db.execute("DROP INDEX calls_of_a_decision")
+
+
+def _drop_what_was_set_aside(db: sqlite3.Connection) -> None:
+    old = db.execute("SELECT name FROM sqlite_schema WHERE type = 'table' AND name LIKE 'old!_%' ESCAPE '!'").fetchall()
+    for (table,) in old:
+        db.execute(f"DROP TABLE {table}")
+
+
+_STEPS: Mapping[int, Callable[[sqlite3.Connection], None]] = {1: _from_1, 2: _from_2}

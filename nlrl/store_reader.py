@@ -34,6 +34,18 @@ Read = Callable[..., list[tuple[Any, ...]]]
 
 Status = Literal["running", "finished", "interrupted", "failed"]
 
+EXAMPLE_COLUMNS = "id, role, messages, target, target_token_ids, weight, games"
+
+
+def text_of(column: str) -> str:
+    """A text in a SELECT, by the column that holds its id."""
+    return f"(SELECT text FROM texts WHERE id = {column}) AS {column}"
+
+
+_GAME_COLUMNS = (
+    f"game, start, {text_of('observation')}, {text_of('picture')}, optimal_return, outcome, ending, total_return, steps"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class CallRecord:
@@ -150,18 +162,18 @@ class RunReader:
 
     def games(self) -> list[tuple[GameStart, GameEnd | None]]:
         """Every game with its end, which is None for a game that was cut off."""
-        return [_game(row) for row in self.rows(f"SELECT {_GAME_COLUMNS} FROM games ORDER BY game")]
+        return [self._game(row) for row in self.rows(f"SELECT {_GAME_COLUMNS} FROM games ORDER BY game")]
 
     def game(self, game: int) -> tuple[GameStart, GameEnd | None] | None:
         """One game, as `games` gives it; None when there is no such game."""
         rows = self.rows(f"SELECT {_GAME_COLUMNS} FROM games WHERE game = ?", game)
-        return _game(rows[0]) if rows else None
+        return self._game(rows[0]) if rows else None
 
     def ended(self, first: int, last: int) -> Iterator[tuple[GameStart, GameEnd]]:
         """The games numbered from `first` to before `last` that ended."""
         where = "game >= ? AND game < ? AND outcome IS NOT NULL"
         for row in self.rows(f"SELECT {_GAME_COLUMNS} FROM games WHERE {where} ORDER BY game", first, last):
-            start, end = _game(row)
+            start, end = self._game(row)
             if end is not None:
                 yield start, end
 
@@ -181,7 +193,7 @@ class RunReader:
         found = self.game(game)
         if found is None:
             raise NoSuchRunError(f"The run in '{self.path}' has no game {game}.")
-        columns = "step, decision, action, reward, total_return, observation, picture, legal"
+        columns = f"step, decision, action, reward, total_return, {text_of('observation')}, {text_of('picture')}, legal"
         rows = self.rows(f"SELECT {columns} FROM steps WHERE game = ? ORDER BY step", game)
         steps = [self._step(game, row) for row in rows]
         start, end = found
@@ -189,7 +201,7 @@ class RunReader:
 
     def calls(self) -> Iterator[CallRecord]:
         """Every call of the language model, in the order of recording."""
-        text = lru_cache(maxsize=4096)(self._text)
+        text = lru_cache(maxsize=4096)(self.text)
         page, last = f"SELECT number, {CALL_COLUMNS} FROM calls WHERE number > ? ORDER BY number LIMIT 500", 0
         while rows := self.rows(page, last):
             yield from (self._call(row[1:], text) for row in rows)
@@ -197,10 +209,15 @@ class RunReader:
 
     def examples(self) -> Iterator[Example]:
         """Every pair that a model is to be trained on."""
-        columns = "id, role, messages_hash, target_hash, target_token_ids, weight"
-        for name, role, messages, target, ids, weight in self.rows(f"SELECT {columns} FROM examples ORDER BY id"):
-            prompt = tuple((m.role, m.content) for m in self._messages(messages, self._text))
-            yield Example(name, role, prompt, self._text(target), unpack_ids(ids), weight)
+        for row in self.rows(f"SELECT {EXAMPLE_COLUMNS} FROM examples ORDER BY id"):
+            yield self.example(row)
+
+    def example(self, row: tuple[Any, ...]) -> Example:
+        """The pair in a row of `examples` with the columns `EXAMPLE_COLUMNS`."""
+        name, role, messages, target, ids, weight, games = row
+        prompt = tuple((m.role, m.content) for m in self._messages(messages, self.text))
+        with readable(self._path):
+            return Example(name, role, prompt, self.text(target), unpack_ids(ids), weight, tuple(json.loads(games)))
 
     def checkpoints(self) -> dict[str, dict[str, str]]:
         """Each complete checkpoint with the SHA-256 of its files."""
@@ -230,7 +247,11 @@ class RunReader:
             while rows := cursor.fetchmany(size):
                 yield rows
 
-    def _call(self, row: tuple[Any, ...], text: Callable[[str], str]) -> CallRecord:
+    def text(self, number: int) -> str:
+        """A text by its id."""
+        return from_column(self._one("SELECT text FROM texts WHERE id = ?", number)[0])
+
+    def _call(self, row: tuple[Any, ...], text: Callable[[int], str]) -> CallRecord:
         key, place, (messages, form), drawn = row[0], row[1:8], row[8:10], row[10:15]
         with readable(self._path):
             completion = completion_of(row, self.rows)
@@ -248,8 +269,7 @@ class RunReader:
             failure = Failure(call, kind, from_column(reason), completion.text if blamed is None else text(blamed))
         return CallRecord(request, completion, failure, row[24], key)
 
-    def _messages(self, digest: str, text: Callable[[str], str]) -> tuple[Message, ...]:
-        (listed,) = self._one("SELECT messages FROM message_lists WHERE hash = ?", digest)
+    def _messages(self, listed: str, text: Callable[[int], str]) -> tuple[Message, ...]:
         with readable(self._path):
             return tuple(Message(role, text(one)) for role, one in json.loads(listed))
 
@@ -257,17 +277,25 @@ class RunReader:
         with readable(self._path):
             return codec.loads(text, Constraint)
 
-    def _text(self, digest: str) -> str:
-        return from_column(self._one("SELECT text FROM texts WHERE hash = ?", digest)[0])
-
     def _step(self, game: int, row: tuple[Any, ...]) -> Step:
         number, packed, action, reward, total, observation, picture, legal = row
         try:
             decision = codec.loads(unpack_text(packed), Decision)
         except (ValueError, TypeError) as error:
             raise StoreError(f"A recorded decision in '{self._path}' cannot be read: {error}") from error
-        texts = from_column(observation), from_column(picture)
+        texts = self._seen(observation, picture)
         return Step(game, number, decision, from_column(action), reward, total, *texts, legal=bool(legal))
+
+    def _seen(self, *texts: str | bytes | None) -> tuple[str, ...]:
+        if None in texts:
+            raise StoreError(f"The record in '{self.path}' is damaged: a row that another one names is missing.")
+        return tuple(from_column(text) for text in texts if text is not None)
+
+    def _game(self, row: tuple[Any, ...]) -> tuple[GameStart, GameEnd | None]:
+        game, start, observation, picture, optimum, outcome, ending, total, steps = row
+        begun = GameStart(game, from_column(start), *self._seen(observation, picture), optimum)
+        ended = None if outcome is None else GameEnd(game, total, steps, outcome, from_column(ending or ""))
+        return begun, ended
 
     def _run(self, column: str) -> Any:
         return self._one(f"SELECT {column} FROM run")[0]
@@ -282,7 +310,7 @@ class RunReader:
 def completion_of(row: tuple[Any, ...], read: Read) -> Completion:
     """The answer in a row of `calls` with the columns `CALL_COLUMNS`."""
     reply, finish, error, constrained, prompt_ids, ids, logprobs, prompt_count, count = row[15:24]
-    texts = read("SELECT text FROM texts WHERE hash = ?", reply)
+    texts = read("SELECT text FROM texts WHERE id = ?", reply)
     if len(texts) != 1:
         raise StoreError("The record is damaged: the text of a reply is missing.")
     return Completion(
@@ -306,12 +334,3 @@ def _summary(path: Path) -> RunSummary:
             return RunSummary(path.name, run.status, run.started, *run.counts())
     except StoreError:
         return RunSummary(path.name, "unreadable", "")
-
-
-_GAME_COLUMNS = "game, start, observation, picture, optimal_return, outcome, total_return, steps"
-
-
-def _game(row: tuple[Any, ...]) -> tuple[GameStart, GameEnd | None]:
-    game, start, observation, picture, optimum, outcome, total, steps = row
-    begun = GameStart(game, from_column(start), from_column(observation), from_column(picture), optimum)
-    return begun, None if outcome is None else GameEnd(game, total, steps, outcome)

@@ -1,12 +1,14 @@
 """The tables of a run's SQLite file, and how texts and token ids lie in them.
 
-Texts are content-addressed: `texts.hash` is the SHA-256 of the UTF-8 text, and a call names its reply, its
-constraint and its list of messages by such hashes, so a prompt that a thousand calls share is stored once.
-`calls.key` is the identity of a question (see `call_key`): an answer is looked up by it when a run is resumed.
+Every text is there once: `texts.hash` is the first half of the SHA-256 of the UTF-8 text, and whatever contains the
+text names its row: a prompt that a thousand calls share, a position that every game begins with, a reply that becomes
+an evaluation, a thought and an example. `calls.key` is the identity of a question (see `call_key`): an answer is looked
+up by it when a run is resumed.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -21,7 +23,7 @@ from nlrl.engine.base import Constraint, Request
 from nlrl.errors import ConfigError
 from nlrl.types import CallId
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 FILE_NAME = "run.sqlite"
 LOCK_NAME = "run.lock"
 RUN_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -35,44 +37,66 @@ CREATE TABLE run (
 CREATE TABLE prompts (
     prompt_set TEXT NOT NULL, name TEXT NOT NULL, hash TEXT NOT NULL, text TEXT NOT NULL,
     PRIMARY KEY (prompt_set, name, hash));
-CREATE TABLE texts (hash TEXT PRIMARY KEY, text TEXT NOT NULL);
-CREATE TABLE message_lists (hash TEXT PRIMARY KEY, messages TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE texts (id INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, text TEXT NOT NULL);
 CREATE TABLE calls (
     number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, game INTEGER, step INTEGER, role TEXT, action TEXT,
-    variation INTEGER, ply INTEGER NOT NULL, attempt INTEGER, messages_hash TEXT NOT NULL, constraint_hash TEXT,
+    variation INTEGER, ply INTEGER NOT NULL, attempt INTEGER, messages TEXT NOT NULL, form INTEGER,
     temperature REAL NOT NULL, top_p REAL NOT NULL, max_tokens INTEGER NOT NULL, seed INTEGER,
-    with_logprobs INTEGER NOT NULL, reply_hash TEXT NOT NULL, finish_reason TEXT NOT NULL, error TEXT,
+    with_logprobs INTEGER NOT NULL, reply INTEGER NOT NULL, finish_reason TEXT NOT NULL, error TEXT,
     constrained INTEGER, prompt_token_ids BLOB NOT NULL, token_ids BLOB NOT NULL, logprobs BLOB NOT NULL,
     prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, seconds REAL NOT NULL,
-    failure_kind TEXT, failure_reason TEXT, failure_reply_hash TEXT);
+    failure_kind TEXT, failure_reason TEXT, failure_reply INTEGER);
 CREATE INDEX calls_of_a_decision ON calls (game, step);
+CREATE TABLE phases (
+    number INTEGER PRIMARY KEY, stage TEXT NOT NULL, iteration INTEGER NOT NULL, name TEXT NOT NULL,
+    total INTEGER NOT NULL);
 CREATE TABLE games (
-    game INTEGER PRIMARY KEY, start TEXT NOT NULL, observation TEXT NOT NULL, picture TEXT NOT NULL,
-    optimal_return REAL, outcome TEXT, total_return REAL, steps INTEGER);
+    game INTEGER PRIMARY KEY, phase INTEGER, start TEXT NOT NULL, observation INTEGER NOT NULL,
+    picture INTEGER NOT NULL, optimal_return REAL, outcome TEXT, ending TEXT, total_return REAL, steps INTEGER);
 CREATE TABLE steps (
     game INTEGER NOT NULL, step INTEGER NOT NULL, action TEXT NOT NULL, reward REAL NOT NULL,
-    total_return REAL NOT NULL, observation TEXT NOT NULL, picture TEXT NOT NULL, legal INTEGER NOT NULL,
+    total_return REAL NOT NULL, observation INTEGER NOT NULL, picture INTEGER NOT NULL, legal INTEGER NOT NULL,
     decision BLOB NOT NULL, PRIMARY KEY (game, step));
 CREATE TABLE evaluations (
     game INTEGER NOT NULL, step INTEGER NOT NULL, action TEXT NOT NULL, variation INTEGER NOT NULL,
-    source TEXT NOT NULL, number REAL, text_hash TEXT NOT NULL,
+    source TEXT NOT NULL, number REAL, text INTEGER NOT NULL,
     PRIMARY KEY (game, step, action, variation)) WITHOUT ROWID;
+CREATE TABLE estimates (
+    phase INTEGER NOT NULL, item INTEGER NOT NULL, game INTEGER NOT NULL, step INTEGER NOT NULL, player TEXT NOT NULL,
+    history TEXT NOT NULL, action TEXT, source TEXT NOT NULL, number REAL, text INTEGER NOT NULL,
+    reply INTEGER NOT NULL, achieved INTEGER NOT NULL, games TEXT NOT NULL,
+    PRIMARY KEY (phase, item)) WITHOUT ROWID;
+CREATE TABLE improvements (
+    phase INTEGER NOT NULL, item INTEGER NOT NULL, game INTEGER NOT NULL, step INTEGER NOT NULL, player TEXT NOT NULL,
+    history TEXT NOT NULL, action TEXT, thought INTEGER, candidates TEXT NOT NULL,
+    PRIMARY KEY (phase, item)) WITHOUT ROWID;
 CREATE TABLE examples (
-    id TEXT PRIMARY KEY, role TEXT NOT NULL, messages_hash TEXT NOT NULL, target_hash TEXT NOT NULL,
-    target_token_ids BLOB NOT NULL, weight REAL NOT NULL) WITHOUT ROWID;
+    id TEXT PRIMARY KEY, role TEXT NOT NULL, messages TEXT NOT NULL, target INTEGER NOT NULL,
+    target_token_ids BLOB NOT NULL, weight REAL NOT NULL, games TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE lessons (
+    iteration INTEGER NOT NULL, student TEXT NOT NULL, position INTEGER NOT NULL, example TEXT NOT NULL,
+    PRIMARY KEY (iteration, student, position)) WITHOUT ROWID;
+CREATE TABLE trainings (
+    iteration INTEGER NOT NULL, student TEXT NOT NULL, checkpoint TEXT NOT NULL, examples INTEGER NOT NULL,
+    tokens INTEGER NOT NULL, losses BLOB NOT NULL, PRIMARY KEY (iteration, student)) WITHOUT ROWID;
 CREATE TABLE checkpoints (
     name TEXT PRIMARY KEY, files TEXT NOT NULL, created TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE metrics (
     name TEXT NOT NULL, step INTEGER NOT NULL, value REAL NOT NULL, PRIMARY KEY (name, step)) WITHOUT ROWID;
 CREATE TABLE results (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
-"""`texts` has row ids because SQLite gives a long row without one a page of its own: three times the space here.
-`evaluations.variation` is -1 for the Q^L of an action, else the number of the look-ahead whose leaf is evaluated."""
+"""A column that is named like a text and is an integer (`reply`, `form`, `picture`, `thought`, ...) is the id of one in
+`texts`. `messages` is JSON, a list of [role, id of a text]; `history` a list of ids; `candidates` a list of
+[action, source, number, id of a text]; `games` a list of numbers of games.
+
+`evaluations.variation` is -1 for the Q^L of an action, else the number of the look-ahead whose leaf is evaluated.
+`games.phase` is the phase that the game was played in. `lessons` says on which examples, in which order, a student was
+trained in an iteration."""
 
 CALL_COLUMNS = (
-    "key, game, step, role, action, variation, ply, attempt, messages_hash, constraint_hash, temperature, top_p, "
-    "max_tokens, seed, with_logprobs, reply_hash, finish_reason, error, constrained, prompt_token_ids, token_ids, "
-    "logprobs, prompt_tokens, completion_tokens, seconds, failure_kind, failure_reason, failure_reply_hash"
+    "key, game, step, role, action, variation, ply, attempt, messages, form, temperature, top_p, "
+    "max_tokens, seed, with_logprobs, reply, finish_reason, error, constrained, prompt_token_ids, token_ids, "
+    "logprobs, prompt_tokens, completion_tokens, seconds, failure_kind, failure_reason, failure_reply"
 )
 
 
@@ -87,7 +111,7 @@ def check_run_id(run_id: str) -> str:
 
 
 def call_key(request: Request, model: str) -> str:
-    """What makes a question this one and no other; its SHA-256 in hex.
+    """What makes a question this one and no other: 128 bits of its SHA-256, as 22 characters.
 
     Everything that decides the answer is in it, and the call's place in the run, which is the index of the sample:
     the same prompt asked twice at a temperature is two questions. `model` says who answers (`EngineInfo.fingerprint`).
@@ -100,7 +124,7 @@ def call_key(request: Request, model: str) -> str:
         repr((sampling.temperature, sampling.top_p, sampling.max_tokens, sampling.seed, sampling.logprobs)),
         "" if request.call is None else repr(place_of(request.call)),
     )
-    return sha256_text("\n".join(parts))
+    return base64.urlsafe_b64encode(_sha256("\n".join(parts))).decode()[:22]
 
 
 def place_of(call: CallId) -> tuple[int, int, str, str | None, int | None, int, int]:
@@ -115,8 +139,13 @@ def messages_of(request: Request) -> tuple[tuple[str, str], ...]:
 
 @lru_cache(maxsize=256)
 def list_text(messages: tuple[tuple[str, str], ...]) -> str:
-    """A list of messages as the record has it: each one's role with the hash of its text."""
-    return _COMPACT.encode([[role, sha256_text(content)] for role, content in messages])
+    """What a list of messages is, for `call_key`: each one's role with the hash of its text."""
+    return _COMPACT.encode([[role, text_hash(content).hex()] for role, content in messages])
+
+
+def compact_json(value: object) -> str:
+    """A list of plain values as a column has it; a number that JSON lacks is null, as SQLite has it."""
+    return _COMPACT.encode(value)
 
 
 _COMPACT = json.JSONEncoder(separators=(",", ":"))
@@ -128,13 +157,13 @@ def constraint_text(constraint: Constraint) -> str:
     return codec.dumps(constraint)
 
 
-def sha256_text(text: str) -> str:
-    """Hex digest of a text; lone surrogates, which a model may send inside JSON, are hashed as they are."""
+def text_hash(text: str) -> bytes:
+    """16 bytes that name a text; lone surrogates, which a model may send inside JSON, are hashed as they are."""
     return _sha256(text) if len(text) > 4096 else _remembered_sha256(text)
 
 
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+def _sha256(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]
 
 
 _remembered_sha256 = lru_cache(maxsize=4096)(_sha256)

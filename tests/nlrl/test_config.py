@@ -15,7 +15,7 @@ def test_every_recipe_in_the_repository_loads():
 def test_overrides_reach_the_same_tree_and_are_read_as_toml():
     overrides = dict(parse_override(text) for text in ("env.map=umaze", "look_ahead.variations=4", "baseline=false"))
     config = load_config("maze", overrides)
-    assert (config.env.map, config.look_ahead.variations, config.baseline) == ("umaze", 4, False)
+    assert (config.env.map, config.look_ahead.variations, config.baseline) == ("umaze", 4, ())
     assert config.look_ahead.steps == load_config("maze").look_ahead.steps
 
 
@@ -33,6 +33,16 @@ def test_a_recipe_is_data_and_goes_through_json_unchanged():
         ("look_ahead.variations=0", "look_ahead.variations = 0 cannot be used"),
         ("look_ahead.rollout=oracle", "look_ahead.rollout = 'oracle' cannot be used"),
         ("env=3", "cannot be used|Unknown recipe key 'env'"),
+        ("env.opponent=stockfish", "env.opponent = 'stockfish' cannot be used: known are pool, random, first"),
+        ("env.opponent=mcts:sims=0", "env.opponent = 'mcts:sims=0' cannot be used"),
+        ("loop=sarsa", "loop = 'sarsa' cannot be used"),
+        ("roles.judge.kind=http", "Unknown role 'judge'; known: policy, teacher, value"),
+        ("roles.teacher.url=http://x", "Unknown recipe key 'roles.teacher.url'.*Did you mean 'roles"),
+        ("roles.teacher=hymba", "Unknown recipe key 'roles.teacher'"),
+        ("training.games=0", "training.games = 0 cannot be used"),
+        ("training.gmaes=5", "Did you mean 'training.games'"),
+        ("distil.loss=sum", "distil.loss = 'sum' cannot be used"),
+        ('baseline=["ppo2"]', "baseline = 'ppo2' cannot be used"),
     ],
 )
 def test_a_mistake_is_one_sentence(override, says):
@@ -53,3 +63,26 @@ def test_an_unknown_recipe_lists_the_known_ones(tmp_path):
 
 def test_keys_are_the_tree():
     assert {"seed", "env.map", "engine.backbone", "look_ahead.combine"} <= set(keys())
+
+
+def test_a_role_with_an_address_asks_a_server_and_the_others_the_runs_engine():
+    config = load_config("maze", {"roles.teacher.base_url": "http://127.0.0.1:1/v1"})
+    assert (config.roles.teacher.kind, config.roles.policy, config.engine.kind) == ("http", None, "vllm")
+    assert RunConfig.model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [("mcts:sims=1000,rollouts=10", "mcts:1000:10"), ("mcts:sims=50", "mcts:50"), ("mcts", "mcts"), ("pool", "pool")],
+)
+def test_opponents_may_name_their_knobs(written, read):
+    assert load_config("maze", dict([parse_override(f"env.opponent={written}")])).env.opponent == read
+
+
+def test_a_game_has_options_of_its_own():
+    assert load_config("maze", {"env.options.horizon": 9}).env.options == {"horizon": 9}
+
+
+def test_only_a_recipe_with_a_distil_table_trains_by_policy_iteration():
+    assert not load_config("maze").learns
+    assert load_config("maze", {"distil.epochs": 1}).learns

@@ -267,11 +267,11 @@ def test_evaluations_can_be_queried(tmp_path: Path) -> None:
         store.record_event(event)
     store.close()
     with RunReader.open(store.path) as run:
-        query = "SELECT action, variation, number, text FROM evaluations JOIN texts ON hash = text_hash"
+        query = "SELECT action, variation, number, t.text FROM evaluations e JOIN texts t ON t.id = e.text"
         assert run.rows(query) == [("move up", k, -7.5, "far: -7.5") for k in (-1, 0)]
 
 
-OLD = Path(__file__).parent / "data" / "run_v1.sqlite"
+DATA = Path(__file__).parent / "data"
 
 
 def old_calls() -> list[tuple[Request, Completion, Failure | None, float]]:
@@ -287,21 +287,29 @@ def old_calls() -> list[tuple[Request, Completion, Failure | None, float]]:
     ]
 
 
-def test_records_of_version_1_open_and_stay_as_they_are(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_records_of_older_versions_open_and_stay_as_they_are(tmp_path: Path, version: int) -> None:
     (tmp_path / "maze-1").mkdir()
-    file = Path(shutil.copy(OLD, tmp_path / "maze-1" / FILE_NAME))
+    old = DATA / f"run_v{version}.sqlite"
+    file = Path(shutil.copy(old, tmp_path / "maze-1" / FILE_NAME))
     with RunReader.open(file.parent) as run:
         assert not run.is_current
         assert [run.events(number) for number in (0, 1)] == [game(0), game(1)]
-        assert [(c.request, c.completion, c.failure, c.seconds) for c in run.calls()] == old_calls()
-        assert (run.id, run.seed, run.status, run.identity) == ("maze-1", 7, "finished", {})
+        found = [(c.request, c.completion, c.failure, c.seconds) for c in run.calls()]
+        assert found == (old_calls() if version == 1 else calls())
+        assert (run.id, run.seed, run.status) == ("maze-1", 7, "finished")
+        assert run.identity == ({} if version == 1 else {"code": "c0de"})
+        assert list(run.examples()) == ([] if version == 1 else [EXAMPLE])
+        assert run.checkpoints() == ({} if version == 1 else {"round-1": {"model.safetensors": "ab"}})
         assert run.metrics == {"return": [-5.0, -6.0]}
         assert run.results == {"mean_return": -5.0, "table": [1, 2]}
         assert run.prompts() == [("compact", "policy", "ab12", "Go $where.")]
+        evaluations = run.rows("SELECT variation, number, t.text FROM evaluations e JOIN texts t ON t.id = e.text")
+        assert evaluations == ([] if version == 1 else [(k, -7.5, "far: -7.5") for k in (-1, 0, -1, 0)])
     assert [one.status for one in list_runs(tmp_path)] == ["finished"]
     with pytest.raises(StoreError, match="older nlrl"):
         RunStore.resume(tmp_path, "maze-1")
-    assert file.read_bytes() == OLD.read_bytes()
+    assert file.read_bytes() == old.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -358,12 +366,15 @@ def test_damage_inside_a_record_is_found(tmp_path: Path) -> None:
         store.record_event(event)
     store.close()
     with sqlite3.connect(store.path / FILE_NAME) as db:
-        db.execute("DELETE FROM texts")
         db.execute("UPDATE steps SET decision = '{}'")
+    with RunReader.open(store.path) as run, pytest.raises(StoreError, match="decision"):
+        run.events(0)
+    with sqlite3.connect(store.path / FILE_NAME) as db:
+        db.execute("DELETE FROM texts")
     with RunReader.open(store.path) as run:
         with pytest.raises(StoreError, match="damaged"):
             list(run.calls())
-        with pytest.raises(StoreError, match="decision"):
+        with pytest.raises(StoreError, match="damaged"):
             run.events(0)
         with pytest.raises(StoreError, match="no game 5"):
             run.events(5)
