@@ -181,6 +181,7 @@ def doctor(deep: Annotated[bool, typer.Option("--deep", help="Also start vLLM's 
 @app.command()
 def pretrain(
     backbone: Annotated[list[str] | None, typer.Option(help="Whose shape; several train on the same batches.")] = None,
+    games: Annotated[list[str] | None, typer.Option(help="Whose texts are learned; absent: the maze's.")] = None,
     out: Annotated[Path, typer.Option(help="Folder to write to; several models get one each.")] = RUNS / "pretrained",
     seed: Annotated[int, typer.Option(help="Seed of corpus, weights and order.")] = 0,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 4640,
@@ -196,8 +197,8 @@ def pretrain(
     except ImportError as error:
         raise ConfigError(f"Training needs '{error.name}': install nlrl[train].") from error
     config = PretrainConfig(
-        tuple(backbone or ["hymba"]), seed, steps=steps, max_seconds=max_seconds, workers=workers,
-        batch_tokens=batch_tokens, compiled=compiled,
+        tuple(backbone or ["hymba"]), tuple(games or ["maze"]), seed, steps=steps,
+        max_seconds=max_seconds, workers=workers, batch_tokens=batch_tokens, compiled=compiled,
     )  # fmt: skip
     for card in train(config, out):
         for name, value in card.items():

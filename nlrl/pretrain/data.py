@@ -26,14 +26,17 @@ Encoded = tuple[list[int], int]
 class Corpus(IterableDataset):
     """Batches of about `batch_tokens` tokens, examples of like length together; one stream a worker."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, seed: int, batch_tokens: int) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, seed: int, batch_tokens: int, games: Sequence[str] = ("maze",)
+    ) -> None:
         self.tokenizer = tokenizer
         self.seed = seed
         self.batch_tokens = batch_tokens
+        self.games = tuple(games)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         worker = get_worker_info()
-        stream = examples(seed=self.seed * 1000 + (worker.id if worker else 0))
+        stream = examples(seed=self.seed * 1000 + (worker.id if worker else 0), games=self.games)
         generator = torch.Generator().manual_seed(self.seed + 7919 * (worker.id if worker else 0))
         while True:
             encoded = sorted(encode(self.tokenizer, list(islice(stream, 4096))), key=lambda pair: len(pair[0]))

@@ -34,7 +34,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 import nlrl_backbones  # noqa: F401  registers the architectures with transformers
 from nlrl.errors import UnknownNameError
-from nlrl.pretrain.corpus import SHARES, Example, examples
+from nlrl.pretrain.corpus import SHARES, Example, choices, examples
 from nlrl.pretrain.data import IGNORED, Corpus, encode, pad
 from nlrl.pretrain.shapes import SHAPES
 from nlrl.pretrain.tokenizer import save_tokenizer, train_tokenizer
@@ -45,6 +45,8 @@ class PretrainConfig:
     """A training run; the shapes of the models stand in `SHAPES`."""
 
     backbones: tuple[str, ...] = ("hymba",)
+    games: tuple[str, ...] = ("maze",)
+    """Whose texts the models learn: names of `nlrl.pretrain.corpus.SHARES`."""
     seed: int = 0
     steps: int = 4640
     """Optimizer steps of each model: 304 million tokens, padding included."""
@@ -54,11 +56,17 @@ class PretrainConfig:
     weight_decay: float = 0.05
     clip: float = 1.0
     workers: int = 14
-    vocab_size: int = 640
+    vocab_size: int | None = None
+    """Rows of the embedding; None for 640 with the maze alone and 768 with other games, whose worths are tokens."""
     max_seconds: float = 500.0
     """The schedule is cut to what fits: the learning rate reaches its end by then even if `steps` was not reached."""
     compiled: bool = False
     """Run the models through torch.compile; with lengths of any size it took over a minute a model (`runs/LOG.md`)."""
+
+    @property
+    def entries(self) -> int:
+        """`vocab_size`, or what it is for these games."""
+        return self.vocab_size or (640 if self.games == ("maze",) else 768)
 
 
 @dataclass(slots=True)
@@ -93,7 +101,7 @@ def pretrain(config: PretrainConfig, out: Path) -> list[dict[str, Any]]:
     One backbone goes to `out` itself, several to a folder each below it.
 
     Raises:
-        UnknownNameError: a backbone without an entry in `SHAPES`.
+        UnknownNameError: a backbone without an entry in `SHAPES`, or a game without texts.
     """
     for backbone in config.backbones:
         if backbone not in SHAPES:
@@ -103,11 +111,10 @@ def pretrain(config: PretrainConfig, out: Path) -> list[dict[str, Any]]:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     started = time.perf_counter()
-    sample = islice(examples(seed=config.seed + 1), 20_000)
-    tokenizer = train_tokenizer((f"{e.prompt}\n{e.reply}" for e in sample), config.vocab_size)
+    tokenizer = tokenizer_for(config)
     learners = [_learner(backbone, config, tokenizer, device) for backbone in config.backbones]
     loader = DataLoader(
-        Corpus(tokenizer, config.seed + 2, config.batch_tokens),
+        Corpus(tokenizer, config.seed + 2, config.batch_tokens, config.games),
         batch_size=None,
         num_workers=config.workers,
         prefetch_factor=4 if config.workers else None,
@@ -119,7 +126,7 @@ def pretrain(config: PretrainConfig, out: Path) -> list[dict[str, Any]]:
         rate = progress.tokens / progress.seconds
         print(f"step {progress.step} loss {shown} {rate:,.0f} tokens/s each {progress.seconds:.0f} s", flush=True)
     assert progress is not None
-    held_out = list(islice(examples(seed=config.seed + 900_001), 8_192))
+    held_out = list(islice(examples(seed=config.seed + 900_001, games=config.games), 8_192))
     cards = []
     for learner in learners:
         folder = out / learner.backbone if len(learners) > 1 else out
@@ -144,9 +151,16 @@ def pretrain(config: PretrainConfig, out: Path) -> list[dict[str, Any]]:
     return cards
 
 
+def tokenizer_for(config: PretrainConfig) -> PreTrainedTokenizerFast:
+    """The tokenizer of a training: one for the maze alone, and one for all games, whichever of them are learned."""
+    alone = config.games == ("maze",)
+    sample = islice(examples(seed=config.seed + 1, games=config.games if alone else tuple(SHARES)), 20_000)
+    return train_tokenizer((f"{e.prompt}\n{e.reply}" for e in sample), config.entries, lexicon=not alone)
+
+
 def _learner(backbone: str, config: PretrainConfig, tokenizer: PreTrainedTokenizerFast, device: str) -> Learner:
     torch.manual_seed(config.seed)
-    model = _to(new_model(backbone, config.vocab_size, tokenizer), device)
+    model = _to(new_model(backbone, config.entries, tokenizer), device)
     count = sum(p.numel() for p in model.parameters())
     print(f"{backbone}: {count:,} parameters, vocabulary {len(tokenizer)}, {device}", flush=True)
     optimizer = torch.optim.AdamW(_groups(model, config.weight_decay), betas=(0.9, 0.95), fused=device == "cuda")
@@ -251,11 +265,11 @@ def _groups(model: PreTrainedModel, weight_decay: float) -> list[dict[str, Any]]
 def grade(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, held_out: Sequence[Example], device: str
 ) -> dict[str, float]:
-    """Share of examples whose whole reply is the most likely one, token by token; for "policy" the mean entropy in
-    nats of the move (uniform over four is 1.386).
+    """Share of examples whose whole reply is the most likely one, token by token, by "game role"; for "policy" the mean
+    entropy of the reply less that of a uniformly drawn move, in nats: 0 is right.
     """
     model.eval()
-    right: dict[str, list[float]] = {skill: [] for skill in SHARES}
+    right: dict[str, list[float]] = {f"{game} {role}": [] for game, shares in SHARES.items() for role in shares}
     for start in range(0, len(held_out), 256):
         part = held_out[start : start + 256]
         batch = pad(encode(tokenizer, part))
@@ -264,5 +278,6 @@ def grade(
         exact = ((logits.argmax(-1) == labels) | (labels == IGNORED)).all(-1).tolist()
         entropy = torch.distributions.Categorical(logits=logits).entropy() * (labels != IGNORED)
         for example, hit, nats in zip(part, exact, entropy.sum(-1).tolist(), strict=True):
-            right[example.skill].append(nats if example.skill == "policy" else float(hit))
-    return {skill: round(sum(hits) / max(len(hits), 1), 4) for skill, hits in right.items()}
+            excess = nats - math.log(choices(example)) if example.skill == "policy" else float(hit)
+            right[f"{example.game} {example.skill}"].append(excess)
+    return {skill: round(sum(hits) / len(hits), 4) for skill, hits in right.items() if hits}

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from nlrl.parse import parse_reply
-from nlrl.pretrain import corpus
-from nlrl.pretrain.corpus import BUMP_COST, RETURN_COST, draw_maze, examples, judge, walk
+from nlrl.pretrain.corpus import examples, maze
+from nlrl.pretrain.corpus.maze import BUMP_COST, RETURN_COST, draw_maze, judge, walk
 from nlrl_envs.maze_maps import ACTIONS, MAPS
 from nlrl_prompts import load
 
@@ -33,11 +33,11 @@ def test_every_reply_has_the_form_that_a_run_checks(sample):
         form = PROMPTS[example.skill].reply
         assert form is not None
         assert parse_reply(example.reply, form, ACTIONS)
-    assert set(Counter(e.skill for e in sample)) == set(corpus.SHARES)
+    assert set(Counter(e.skill for e in sample)) == set(maze.ALONE)
 
 
 def test_no_solver_is_imported_and_no_named_map_occurs():
-    imported = [n for n in ast.walk(ast.parse(inspect.getsource(corpus))) if isinstance(n, ast.Import | ast.ImportFrom)]
+    imported = [n for n in ast.walk(ast.parse(inspect.getsource(maze))) if isinstance(n, ast.Import | ast.ImportFrom)]
     names = " ".join(ast.unparse(n) for n in imported)
     assert "solver" not in names
     rng = np.random.default_rng(0)
@@ -86,9 +86,9 @@ def test_averages_and_choices_are_those_of_the_given_evidence(sample):
 def test_walks_obey_the_maze():
     rng = np.random.default_rng(1)
     for _ in range(200):
-        maze = draw_maze(rng)
-        actions, cells = walk(rng, maze, 9)
+        drawn = draw_maze(rng)
+        actions, cells = walk(rng, drawn, 9)
         assert len(cells) == len(actions) + 1
-        assert maze.goal not in cells
+        assert drawn.goal not in cells
         for action, before, after in zip(actions, cells, cells[1:], strict=False):
-            assert maze.next_cell(before, ACTIONS.index(action)) == after
+            assert drawn.next_cell(before, ACTIONS.index(action)) == after

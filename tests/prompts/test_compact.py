@@ -63,26 +63,12 @@ def seen_tic_tac_toe(game: TicTacToe) -> str:
     return f"Wins at {listed(wins)}. Loses at {listed(losses)}. Centre {centre}. {worth(value)}"
 
 
-def threes(game: ConnectFour, squares: int, others: int) -> int:
-    """Rows of four squares of which three are `squares` and the fourth is empty."""
-    rows, columns = game.grid
-    taken = {game.cell(s) for s in bits(squares)}, {game.cell(s) for s in bits(others)}
-    windows = [
-        {(r + i * down, c + i * right) for i in range(4)}
-        for r in range(rows)
-        for c in range(columns)
-        for down, right in ((0, 1), (1, 0), (1, 1), (1, -1))
-        if r + 3 * down < rows and 0 <= c + 3 * right < columns
-    ]
-    return sum(len(w & taken[0]) == 3 and not w & taken[1] for w in windows)
-
-
 def seen_connect_four(game: ConnectFour) -> str:
     wins, losses = completing(game, game.state)
     mine, others = sides(game.state)
-    own, against = threes(game, mine, others), threes(game, others, mine)
+    own, against = (sum(game.cell(s)[1] == game.grid[1] // 2 for s in bits(stones)) for stones in (mine, others))
     value = 0.3 * (len(wins) - len(losses)) + 0.1 * (own - against)
-    return f"Wins in {listed(wins)}. Loses in {listed(losses)}. Threes {own} to {against}. {worth(value)}"
+    return f"Wins in {listed(wins)}. Loses in {listed(losses)}. Middle {own} to {against}. {worth(value)}"
 
 
 def seen_breakthrough(game: Breakthrough) -> str:
@@ -150,7 +136,7 @@ def test_the_facts_of_positions_that_were_counted_by_hand():
     drop = ConnectFour()
     for move in "44335":
         drop.step(move)
-    assert seen_connect_four(drop) == "Wins in none. Loses in 2, 6. Threes 0 to 2. Worth -0.80."
+    assert seen_connect_four(drop) == "Wins in none. Loses in 2, 6. Middle 1 to 1. Worth -0.60."
     pawns = Breakthrough()
     for move in ("e4d3", "c2d3*", "b4c3"):
         pawns.step(move)

@@ -1,58 +1,57 @@
-"""The corpus of game language that the models in the box are trained on.
+"""The maze's part of the corpus: ways are walked at random through mazes that are drawn at random.
 
-Honesty rule. The corpus teaches language skills and nothing else: to read coordinates and walls, to describe a position
-and what happened on a given way, to aggregate the evidence it is given, to choose the candidate whose given evaluation
-is best, and to play uniformly at random. No example contains a solver's value, a shortest path or an optimal move:
-this module imports no solver, ways are walked at random, and the moves of "policy" examples are drawn uniformly. What
-a "value" example says follows from the way's own text: the straight-line offset to the goal, how often a move did not
-change the position, how often a place was entered again, and their weighted sum as the prompt states it. So a model of
-this corpus plays no better than a random player, and every gain a run shows comes from its loop.
+What a "value" example says follows from the way's own text: the straight-line offset to the goal, how often a move did
+not change the position, how often a place was entered again, and their weighted sum as the prompt states it. The four
+named maps never occur, they are held out for evaluation.
 
-The mazes are drawn at random; the four named maps never occur, they are held out for evaluation.
-
-Every example is a prompt of the `compact` set, rendered by the templates a run uses, with the reply its role asks for.
+With the maze alone the corpus is, example for example, the one that hymba-tiny in the box was trained on; beside other
+games the maze has also the roles "monte_carlo" and "blend".
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
-from nlrl_envs.maze import describe
+from nlrl.ask import Asker
+from nlrl.engine.scripted import ScriptedEngine
+from nlrl.pretrain.corpus.example import Example
+from nlrl.types import CallId, Candidate, Group, LanguageValue, LookAhead, Situation
+from nlrl.values.games import ENDINGS
+from nlrl.values.monte_carlo import games_question
+from nlrl.values.numeric import lambda_weights
+from nlrl.values.td_lambda import blend_question
+from nlrl_envs.maze import RAN_OUT_TEXT, REACHED_TEXT, describe
 from nlrl_envs.maze_maps import ACTIONS, MAPS, Cell, MazeMap, random_map
 from nlrl_prompts import PromptSet, load
 
-SHARES = {"value": 0.44, "aggregate": 0.22, "improve": 0.22, "combine": 0.05, "policy": 0.07}
-"""Share of each skill among the examples."""
+ALONE = {"value": 0.44, "aggregate": 0.22, "improve": 0.22, "combine": 0.05, "policy": 0.07}
+"""Share of each skill among the examples where the maze is the only game."""
 
 HELD_OUT = frozenset(maze.rows for maze in MAPS.values())
 """Layouts that never occur."""
 
+ASK = Asker(ScriptedEngine(()), load("compact", "maze"), "")
+"""Renders questions; nobody is asked."""
+HERE = CallId(0, 0, "value")
+DECAYS = (0.25, 0.5, 0.75, 0.8, 0.9)
+"""lambda of the estimates that are blended."""
 BUMP_COST = 2
 RETURN_COST = 2
 """What `value.md` states: less worth for each step left, 2 for each bump, 2 for each return."""
 
 
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One exchange: what a user message says and how the model answers."""
-
-    skill: str
-    prompt: str
-    reply: str
-
-
-def examples(seed: int, prompts: PromptSet | None = None) -> Iterator[Example]:
+def examples(seed: int, shares: Mapping[str, float] = ALONE) -> Iterator[Example]:
     """An endless stream of examples; the same seed gives the same stream."""
     rng = np.random.default_rng(seed)
-    prompts = prompts or load("compact", "maze")
-    skills, shares = list(SHARES), np.array(list(SHARES.values()))
+    prompts = load("compact", "maze")
+    skills, chances = list(shares), np.array(list(shares.values()))
     while True:
         maze = draw_maze(rng)
-        for skill in rng.choice(skills, size=64, p=shares):
+        for skill in rng.choice(skills, size=64, p=chances):
             match skill:
                 case "value":
                     yield value_example(rng, prompts, maze)
@@ -62,6 +61,10 @@ def examples(seed: int, prompts: PromptSet | None = None) -> Iterator[Example]:
                     yield combine_example(rng, prompts)
                 case "aggregate":
                     yield aggregate_example(rng, prompts)
+                case "monte_carlo":
+                    yield monte_carlo_example(rng)
+                case "blend":
+                    yield blend_example(rng)
                 case _:
                     yield improve_example(rng, prompts)
 
@@ -150,6 +153,40 @@ def improve_example(rng: np.random.Generator, prompts: PromptSet) -> Example:
     best = int(np.argmin(worths))
     reply = f"Most worth is -{worths[best]:.1f} after {actions[best]}."
     return Example("improve", prompts["improve"].render(candidates="\n".join(lines)), reply)
+
+
+def monte_carlo_example(rng: np.random.Generator) -> Example:
+    """G1 over whole games: how many reached the goal, and their mean return."""
+    count, horizon = int(rng.integers(1, 11)), int(rng.choice([10, 20, 40, 60, 100], p=[0.1, 0.1, 0.1, 0.1, 0.6]))
+    reached_K = rng.random(count) < rng.random()
+    returns_K = [-int(rng.integers(0, horizon)) if reached else -horizon - 1 for reached in reached_K]
+    recorded = rng.random() < 0.5
+    texts = (ENDINGS["success"], ENDINGS["horizon"]) if recorded else (REACHED_TEXT, RAN_OUT_TEXT)
+    action = None if rng.random() < 0.3 else str(rng.choice(ACTIONS))
+    games_K = tuple(
+        LookAhead((), (action or "",), (float(total),), texts[0 if reached else 1])
+        for reached, total in zip(reached_K, returns_K, strict=True)
+    )
+    question = games_question(Group(Situation((), HERE), action, games_K), 0, ASK)
+    worth = f"-{abs(np.mean(returns_K)):.1f}."
+    worth = f"Worth {worth}" if action is None else f"After {action} worth {worth}"
+    reply = f"Of {count} games {int(reached_K.sum())} reached the goal. {worth}"
+    return Example("monte_carlo", ASK.messages(question)[0].content, reply)
+
+
+def blend_example(rng: np.random.Generator) -> Example:
+    """TD(lambda): estimates of several lengths, by their weights."""
+    weights_N = lambda_weights(float(rng.choice(DECAYS)), int(rng.integers(2, 5)))
+    action, centre = str(rng.choice(ACTIONS)), rng.uniform(2, 40)
+    worths_N = [round(float(np.clip(centre + rng.normal(0, 4), 0, 99)), 1) for _ in weights_N]
+    found_N = {
+        n: Candidate(action, LanguageValue(_average_text(action, *_parts(rng, worth), worth)))
+        for n, worth in enumerate(worths_N, 1)
+    }
+    question = blend_question(found_N, dict(enumerate(map(float, weights_N), 1)), (), HERE, ASK)
+    worth = float(np.dot(weights_N, worths_N))
+    reply = f"By weight. After {action} worth -{worth:.1f}."
+    return Example("blend", ASK.messages(question)[0].content, reply)
 
 
 def walk(rng: np.random.Generator, maze: MazeMap, moves: int) -> tuple[list[str], list[Cell]]:
