@@ -206,9 +206,8 @@ def test_combining_adds_reward_and_worth(game):
 def test_aggregating_is_the_mean_over_ways_that_can_be_played(game):
     (case,) = cases(game, "aggregate")
     ways = lines(load("full", game)["look"].user, case.evidence)
-    move, *shown = case.evidence.split("\n")
-    assert len(ways) == len(shown) == 2
-    assert all(move == f"The move: {way['moves'].split(', ')[0]}" for way in ways)
+    assert len(ways) == len(case.evidence.split("\n")) == 2
+    assert len({way["moves"].split(", ")[0] for way in ways}) == 1
     worths = [of_way(game, case.env, way["moves"], way["reward"], way["evaluation"]) for way in ways]
     assert strict(case.reply)["worth"] == pytest.approx(sum(worths) / 2)
 
