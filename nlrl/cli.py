@@ -186,6 +186,7 @@ def pretrain(
     seed: Annotated[int, typer.Option(help="Seed of corpus, weights and order.")] = 0,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 4640,
     max_seconds: Annotated[float, typer.Option(min=1, help="The schedule ends by then.")] = 500.0,
+    pause_seconds: Annotated[float | None, typer.Option(min=1, help="Pause then; the same command goes on.")] = None,
     workers: Annotated[int, typer.Option(help="Processes that write the corpus.")] = max(1, (os.cpu_count() or 2) - 2),
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens a batch, padding included.")] = 65536,
     compiled: Annotated[bool, typer.Option("--compile", help="Run the models through torch.compile.")] = False,
@@ -199,6 +200,7 @@ def pretrain(
     config = PretrainConfig(
         tuple(backbone or ["hymba"]), tuple(games or ["maze"]), seed, steps=steps,
         max_seconds=max_seconds, workers=workers, batch_tokens=batch_tokens, compiled=compiled,
+        pause_seconds=pause_seconds,
     )  # fmt: skip
     for card in train(config, out):
         for name, value in card.items():

@@ -14,6 +14,8 @@ from nlrl.pretrain.corpus import Example, examples
 
 MULTIPLE = 16
 """Lengths are padded to a multiple of this, so that few shapes occur and memory is used again."""
+SORTED = 4096
+"""Examples that are sorted by length together."""
 IGNORED = -100
 """Label of positions that are not graded: prompts and padding."""
 PROMPT_WEIGHT = 0.15
@@ -39,7 +41,7 @@ class Corpus(IterableDataset):
         stream = examples(seed=self.seed * 1000 + (worker.id if worker else 0), games=self.games)
         generator = torch.Generator().manual_seed(self.seed + 7919 * (worker.id if worker else 0))
         while True:
-            encoded = sorted(encode(self.tokenizer, list(islice(stream, 4096))), key=lambda pair: len(pair[0]))
+            encoded = sorted(encode(self.tokenizer, list(islice(stream, SORTED))), key=lambda pair: len(pair[0]))
             batches = list(_cut(encoded, self.batch_tokens))
             for i in torch.randperm(len(batches), generator=generator).tolist():
                 yield pad(batches[i])

@@ -8,6 +8,9 @@ One GPU, under ten minutes; one file read top to bottom. Steps:
    observation teaches where moves lead, when they bump and what a place looked like before;
 4. weights rounded to bfloat16, graded on examples of another seed, written with tokenizer and card.
 
+A training may be done in several sittings (`pause_seconds`): the same call on the same folder goes on from the snapshot
+of the last one.
+
 Several backbones train side by side on the same batches in the same order, each with an optimizer of its own: what
 differs between them is the architecture alone.
 
@@ -21,8 +24,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,11 +36,18 @@ from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 import nlrl_backbones  # noqa: F401  registers the architectures with transformers
-from nlrl.errors import UnknownNameError
+from nlrl.errors import ConfigError, UnknownNameError
+from nlrl.pretrain import snapshot
 from nlrl.pretrain.corpus import SHARES, Example, choices, examples
 from nlrl.pretrain.data import IGNORED, Corpus, encode, pad
 from nlrl.pretrain.shapes import SHAPES
+from nlrl.pretrain.snapshot import BEGINNING, Stand
 from nlrl.pretrain.tokenizer import save_tokenizer, train_tokenizer
+
+SNAPSHOT_EVERY = 60.0
+"""Seconds of training that a crash may cost."""
+HELD_OUT = 8_192
+"""Examples that a finished model is graded on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +70,8 @@ class PretrainConfig:
     """Rows of the embedding; None for 640 with the maze alone and 768 with other games, whose worths are tokens."""
     max_seconds: float = 500.0
     """The schedule is cut to what fits: the learning rate reaches its end by then even if `steps` was not reached."""
+    pause_seconds: float | None = None
+    """Stop after so many seconds of this sitting, with a snapshot and without hurrying the schedule."""
     compiled: bool = False
     """Run the models through torch.compile; with lengths of any size it took over a minute a model (`runs/LOG.md`)."""
 
@@ -93,15 +105,21 @@ class Progress:
     seconds: float
     lr: float
     losses: dict[str, float]
+    done: float
+    """Share of the schedule, 1 at its end."""
+    snapshot: bool = False
+    """Whether it is time to keep what was learned."""
 
 
 def pretrain(config: PretrainConfig, out: Path) -> list[dict[str, Any]]:
     """Train, grade and write the models; returns their cards (also written as `nlrl_card.json`).
 
-    One backbone goes to `out` itself, several to a folder each below it.
+    One backbone goes to `out` itself, several to a folder each below it. A training that was paused or killed goes on
+    from its snapshot; one that pauses returns no cards.
 
     Raises:
         UnknownNameError: a backbone without an entry in `SHAPES`, or a game without texts.
+        ConfigError: `out` holds the snapshot of another training.
     """
     for backbone in config.backbones:
         if backbone not in SHAPES:
@@ -110,45 +128,82 @@ def pretrain(config: PretrainConfig, out: Path) -> list[dict[str, Any]]:
     torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every shape, which takes longer than a step
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    started = time.perf_counter()
     tokenizer = tokenizer_for(config)
     learners = [_learner(backbone, config, tokenizer, device) for backbone in config.backbones]
+    folders = {one.backbone: out / one.backbone if len(learners) > 1 else out for one in learners}
+    stand = _taken_up(learners, folders, config)
     loader = DataLoader(
-        Corpus(tokenizer, config.seed + 2, config.batch_tokens, config.games),
+        Corpus(tokenizer, config.seed + 2 + 1_000_003 * stand.sittings, config.batch_tokens, config.games),
         batch_size=None,
         num_workers=config.workers,
         prefetch_factor=4 if config.workers else None,
         pin_memory=device == "cuda",
     )
     progress: Progress | None = None
-    for progress in train(learners, loader, config, device):
+    for progress in train(learners, loader, config, device, stand):
         shown = " ".join(f"{name} {loss:.4f}" for name, loss in progress.losses.items())
         rate = progress.tokens / progress.seconds
         print(f"step {progress.step} loss {shown} {rate:,.0f} tokens/s each {progress.seconds:.0f} s", flush=True)
+        if progress.snapshot:
+            now = replace(stand, step=progress.step, tokens=progress.tokens, seconds=progress.seconds)
+            for one in learners:
+                snapshot.save(folders[one.backbone], one.model, one.optimizer, now, _identity(config))
     assert progress is not None
-    held_out = list(islice(examples(seed=config.seed + 900_001, games=config.games), 8_192))
-    cards = []
-    for learner in learners:
-        folder = out / learner.backbone if len(learners) > 1 else out
-        model = _to(_to(learner.model, torch.bfloat16), torch.float32)
-        card = {
-            "backbone": learner.backbone,
-            "config": asdict(config),
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "seconds": round(time.perf_counter() - started, 1),
-            "exact_reply_rate": grade(model, tokenizer, held_out, device),
-            "steps": progress.step,
-            "tokens": progress.tokens,
-            "loss": progress.losses[learner.backbone],
-            "torch": torch.__version__,
-            "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        }
-        folder.mkdir(parents=True, exist_ok=True)
-        _to(model, torch.bfloat16).save_pretrained(folder)
-        save_tokenizer(tokenizer, folder)
-        (folder / "nlrl_card.json").write_text(json.dumps(card, indent=2) + "\n")
-        cards.append(card)
-    return cards
+    if progress.done < 1:
+        print(f"paused at step {progress.step} of {config.steps}; the same command goes on", flush=True)
+        return []
+    held_out = list(islice(examples(seed=config.seed + 900_001, games=config.games), HELD_OUT))
+    return [_finished(one, folders[one.backbone], progress, config, tokenizer, held_out) for one in learners]
+
+
+def _finished(
+    learner: Learner,
+    folder: Path,
+    progress: Progress,
+    config: PretrainConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    held_out: Sequence[Example],
+) -> dict[str, Any]:
+    """Round, grade and write a model; its card."""
+    model = _to(_to(learner.model, torch.bfloat16), torch.float32)
+    device = next(model.parameters()).device.type
+    card = {
+        "backbone": learner.backbone,
+        "config": asdict(config),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "seconds": round(progress.seconds, 1),
+        "exact_reply_rate": grade(model, tokenizer, held_out, device),
+        "steps": progress.step,
+        "tokens": progress.tokens,
+        "loss": progress.losses[learner.backbone],
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    _to(model, torch.bfloat16).save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
+    (folder / "nlrl_card.json").write_text(json.dumps(card, indent=2) + "\n")
+    snapshot.remove(folder)
+    return card
+
+
+def _taken_up(learners: Sequence[Learner], folders: Mapping[str, Path], config: PretrainConfig) -> Stand:
+    """Where the training stands: at its beginning, or where the snapshots of all its models were made."""
+    stands = {
+        snapshot.load(folders[one.backbone], one.model, one.optimizer, _identity(config)) or BEGINNING
+        for one in learners
+    }
+    if len(stands) > 1:
+        raise ConfigError(
+            "The snapshots of these backbones are of different moments; train each in a folder of its own."
+        )
+    return stands.pop()
+
+
+def _identity(config: PretrainConfig) -> dict[str, Any]:
+    """What must be the same in every sitting."""
+    free = ("backbones", "workers", "pause_seconds", "max_seconds", "compiled")
+    return {key: value for key, value in asdict(config).items() if key not in free}
 
 
 def tokenizer_for(config: PretrainConfig) -> PreTrainedTokenizerFast:
@@ -207,22 +262,33 @@ def _to(model: PreTrainedModel, target: str | torch.dtype) -> PreTrainedModel:
 
 
 def train(
-    learners: Sequence[Learner], loader: Iterable[dict[str, torch.Tensor]], config: PretrainConfig, device: str
+    learners: Sequence[Learner],
+    loader: Iterable[dict[str, torch.Tensor]],
+    config: PretrainConfig,
+    device: str,
+    stand: Stand = BEGINNING,
 ) -> Iterator[Progress]:
-    """Every model takes one step on each batch; says every 100 steps, and at the end, where it stands."""
-    begun, tokens, done = time.perf_counter(), 0, 0.0
-    for step, batch in enumerate(loader, start=1):
+    """Every model takes one step on each batch; says every 100 steps, and at the end or pause, where it stands."""
+    begun, tokens, seconds = time.perf_counter() - stand.seconds, stand.tokens, stand.seconds
+    done = max(stand.step / config.steps, stand.seconds / config.max_seconds)
+    kept = stand.seconds
+    pause = math.inf if config.pause_seconds is None else stand.seconds + config.pause_seconds
+    for step, batch in enumerate(loader, start=stand.step + 1):
         lr = config.peak_lr * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
         batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
         for learner in learners:
-            rise = min(1.0, step / config.warmup) if getattr(learner.model, "wants_warmup", True) else 1.0
+            warm = min(1.0, (step - stand.warm_from) / config.warmup)
+            rise = warm if getattr(learner.model, "wants_warmup", True) else 1.0
             learner.losses.append(_step(learner, batch, lr * rise, config.clip))
         tokens += batch["input_ids"].numel()
         seconds = time.perf_counter() - begun
-        done = max(step / config.steps, seconds / config.max_seconds)
-        if step % 100 == 0 or done >= 1.0:
-            yield Progress(step, tokens, seconds, lr, {one.backbone: one.recent_loss() for one in learners})
-        if done >= 1.0:
+        done = min(1.0, max(step / config.steps, seconds / config.max_seconds))
+        if step % 100 == 0 or done >= 1.0 or seconds >= pause:
+            due = done < 1.0 and (seconds >= pause or seconds - kept > SNAPSHOT_EVERY)
+            kept = seconds if due else kept
+            losses = {one.backbone: one.recent_loss() for one in learners}
+            yield Progress(step, tokens, seconds, lr, losses, done, due)
+        if done >= 1.0 or seconds >= pause:
             return
 
 
