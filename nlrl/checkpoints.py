@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from nlrl.errors import ConfigError, StoreError
@@ -28,13 +28,25 @@ def save_checkpoint(store: RunStore, name: str, write: Callable[[Path], None]) -
         ConfigError: the name is no plain name.
         StoreError: it cannot be written.
     """
-    if not _NAME.fullmatch(name):
-        raise ConfigError(f"The checkpoint name {name[:80]!r} cannot be used: a-z, 0-9 and '-', beginning plainly.")
-    root = store.path / FOLDER
-    place = root / name
     with RunReader.open(store.path) as reader:
         if name in reader.checkpoints():
-            return place
+            return store.path / FOLDER / name
+    store.record_checkpoint(name, write_checkpoint(store.path, name, write))
+    return store.path / FOLDER / name
+
+
+def write_checkpoint(run: Path, name: str, write: Callable[[Path], None]) -> dict[str, str]:
+    """Write a checkpoint of the run in folder `run` with `write(folder)`; the caller marks it with what is returned,
+    the SHA-256 of each file. It touches no database, so that a thread may do it.
+
+    Raises:
+        ConfigError: the name is no plain name.
+        StoreError: it cannot be written.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"The checkpoint name {name[:80]!r} cannot be used: a-z, 0-9 and '-', beginning plainly.")
+    root = run / FOLDER
+    place = root / name
     try:
         root.mkdir(exist_ok=True)
         shutil.rmtree(place, ignore_errors=True)
@@ -48,9 +60,20 @@ def save_checkpoint(store: RunStore, name: str, write: Callable[[Path], None]) -
         draft.rename(place)
         _flush(root)
     except OSError as error:
-        raise StoreError(f"The checkpoint '{name}' cannot be written in '{root}': {error.strerror}.") from error
-    store.record_checkpoint(name, files)
-    return place
+        reason = error.strerror or str(error)
+        raise StoreError(f"The checkpoint '{name}' cannot be written in '{root}': {reason}.") from error
+    return files
+
+
+def complete_checkpoint(store: RunStore, name: str) -> Path | None:
+    """The folder of a complete checkpoint; None when the run has none of that name.
+
+    Raises:
+        StoreError: a file of it has changed or gone since it was marked.
+    """
+    with RunReader.open(store.path) as reader:
+        files = reader.checkpoints().get(name)
+    return None if files is None else _checked(store.path, name, files)
 
 
 def complete_checkpoints(reader: RunReader) -> dict[str, Path]:
@@ -59,15 +82,16 @@ def complete_checkpoints(reader: RunReader) -> dict[str, Path]:
     Raises:
         StoreError: a file of one has changed or gone since it was marked.
     """
-    found: dict[str, Path] = {}
-    for name, files in sorted(reader.checkpoints().items()):
-        place = reader.path / FOLDER / name
-        for file, wanted in files.items():
-            path = place / file
-            if not path.is_file() or path.is_symlink() or _sha256(path) != wanted:
-                raise StoreError(f"The checkpoint '{name}' is not what was written: '{file}' is gone or changed.")
-        found[name] = place
-    return found
+    return {name: _checked(reader.path, name, files) for name, files in sorted(reader.checkpoints().items())}
+
+
+def _checked(run: Path, name: str, files: Mapping[str, str]) -> Path:
+    place = run / FOLDER / name
+    for file, wanted in files.items():
+        path = place / file
+        if not path.is_file() or path.is_symlink() or _sha256(path) != wanted:
+            raise StoreError(f"The checkpoint '{name}' is not what was written: '{file}' is gone or changed.")
+    return place
 
 
 def _files(folder: Path) -> list[Path]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import uuid
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from nlrl.engine.base import Message, Request
@@ -35,6 +37,13 @@ def opened(model: ResolvedModel | str) -> tuple[ResolvedModel, str]:
     if resolved.source != "boxed":
         check_model_folder(resolved.path)
     return resolved, fingerprint(resolved.path)
+
+
+def renewed(before: str, source: Path | str | Iterable[tuple[str, Any]]) -> str:
+    """The fingerprint once the weights were replaced: of the new folder, or no longer to be known from outside."""
+    if isinstance(source, str | Path):
+        return f"{before[:16]} with {fingerprint(Path(source))}"
+    return f"{before[:16]} with weights {uuid.uuid4()}"
 
 
 def encode_messages(tokenizer: Any, messages: Sequence[Message]) -> list[int]:

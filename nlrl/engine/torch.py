@@ -9,16 +9,18 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from nlrl.engine.base import Completion, Constraint, EngineInfo, Request, Sampling
-from nlrl.engine.local import encode_request, opened, settle
+from nlrl.engine.local import encode_request, opened, renewed, settle
 from nlrl.errors import EngineError, EngineUnavailableError
+from nlrl.model_files import check_model_folder
 from nlrl.registry import ResolvedModel
 
 Job = tuple[Request, list[int], asyncio.Future[Completion]]
@@ -85,6 +87,28 @@ class TorchEngine:
             notes.append("Replies are not constrained: xgrammar is not installed.")
         device = "none" if self._model is None else str(self._model.device)
         return EngineInfo("torch", self._id, device, versions, tuple(notes), self._fingerprint)
+
+    def update_weights(self, source: Path | str | Iterable[tuple[str, Any]], *, seed: int | None = None) -> None:
+        """Replace the weights in place, from a folder of safetensors or from (name, tensor) pairs.
+
+        With `seed` the engine's draws begin anew from it, as if it had just been started on the new weights.
+
+        Raises:
+            EngineError: requests are in flight, or the weights do not fit the model.
+        """
+        if self._model is None or self._waiting or not (self._pump_task is None or self._pump_task.done()):
+            state = "is closed" if self._model is None else "is answering"
+            raise EngineError(f"The weights cannot be replaced: the engine {state}.")
+        try:
+            new = _weights(Path(source)) if isinstance(source, str | Path) else dict(source)
+            self._model.load_state_dict(new)
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+            raise EngineError(f"The weights cannot be loaded into '{self._id}': {reason[:300]}") from error
+        finally:
+            self._fingerprint = renewed(self._fingerprint, source)
+        if seed is not None:
+            self._rng = random.Random(seed)
 
     async def close(self) -> None:
         """Let go of the model; safe to call twice."""
@@ -239,6 +263,15 @@ def _load(resolved: ResolvedModel, device: str) -> tuple[Any, Any]:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer
+
+
+def _weights(folder: Path) -> dict[str, Any]:
+    """All of a model's weights under the names of its class, tied ones twice."""
+    from transformers import AutoModelForCausalLM
+
+    check_model_folder(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, trust_remote_code=False)
+    return model.state_dict()
 
 
 def _settings(request: Request) -> tuple[float, float, int]:

@@ -14,17 +14,15 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nlrl.engine.base import Completion, Constraint, EngineInfo, Request, Sampling
-from nlrl.engine.local import encode_request, opened, settle
+from nlrl.engine.local import encode_request, opened, renewed, settle
 from nlrl.engine.vllm_setup import find_device, first_line, prepare_environment, refusals, sampling_params, start, stop
 from nlrl.errors import EngineError
-from nlrl.model_files import fingerprint
 from nlrl.registry import ResolvedModel, resolve
 
 if TYPE_CHECKING:
@@ -147,10 +145,13 @@ class VllmEngine:
             notes.append(f"{self._counts.shared} requests equalled one in flight and shared its computation.")
         return EngineInfo("vllm", self._id, place, versions, tuple(notes), self._fingerprint)
 
-    def update_weights(self, source: Path | str | Iterable[tuple[str, torch.Tensor]]) -> None:
+    def update_weights(
+        self, source: Path | str | Iterable[tuple[str, torch.Tensor]], *, seed: int | None = None
+    ) -> None:
         """Replace the weights in place, from a folder of safetensors or from (name, tensor) pairs.
 
-        The prefix cache is emptied: vLLM would go on answering from keys and values of the old weights.
+        The prefix cache is emptied: vLLM would go on answering from keys and values of the old weights. With `seed`
+        the engine's draws begin anew from it, as if it had just been started on the new weights.
 
         Raises:
             EngineError: requests are in flight, or the weights do not fit the model.
@@ -169,7 +170,11 @@ class VllmEngine:
             raise EngineError(f"The weights cannot be loaded into '{self._id}': {first_line(error)}.") from error
         finally:
             self._engine.reset_prefix_cache()
-            self._fingerprint = _after(self._fingerprint, source)
+            self._fingerprint = renewed(self._fingerprint, source)
+        if seed is not None:
+            import torch
+
+            torch.manual_seed(seed)  # unseeded requests are drawn by torch's own generators
 
     async def close(self) -> None:
         """Stop the engine and free its memory; requests in flight fail. Safe to call twice."""
@@ -274,10 +279,3 @@ class VllmEngine:
         for flight in list(self._flights.values()):
             self._forget(flight)
             flight.future.set_exception(error)
-
-
-def _after(before: str, source: Path | str | Iterable[tuple[str, torch.Tensor]]) -> str:
-    """The fingerprint once the weights were replaced: of the new folder, or no longer to be known from outside."""
-    if isinstance(source, str | Path):
-        return f"{before[:16]} with {fingerprint(Path(source))}"
-    return f"{before[:16]} with weights {uuid.uuid4()}"

@@ -24,8 +24,13 @@ BELOW = {
     "nlrl": {"nlrl_envs", "nlrl_prompts", "nlrl_backbones"},
 }
 # Within nlrl, only these know that there are backbones, torch or vLLM.
-REACHES_BACKBONES = r"nlrl\.(registry|serve|serving|engine\.\w+|pretrain(\.\w+)?|distill\.training)"
-REACHES_TORCH = r"nlrl\.(engine\.(torch|local|vllm\w*)|pretrain(\.\w+)?|distill\.(dataset|training))"
+REACHES_BACKBONES = (
+    r"nlrl\.(registry|serve|serving|engine\.\w+|pretrain(\.\w+)?|distill\.(training|weights|student)|baselines\.loading)"
+)
+REACHES_TORCH = (
+    r"nlrl\.(engine\.(torch|local|vllm\w*)|pretrain(\.\w+)?|distill\.(dataset|training|weights|student|processes)"
+    r"|baselines\.(loading|move_logits|ppo|grpo))"
+)
 REACHES_VLLM = r"nlrl\.(doctor|serve|serving|engine\.vllm\w*)"
 # The method itself: it knows games, prompts and the engine protocol, but no engine, store or terminal.
 METHOD = r"nlrl\.(types|errors|parse|policy|iterate|stages|knobs|agents|play|learn|ask|values(\.\w+)?|operators(\.\w+)?)"
