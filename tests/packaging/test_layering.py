@@ -33,7 +33,9 @@ REACHES_TORCH = (
 )
 REACHES_VLLM = r"nlrl\.(doctor|serve|serving|engine\.vllm\w*)"
 # The method itself: it knows games, prompts and the engine protocol, but no engine, store or terminal.
-METHOD = r"nlrl\.(types|errors|parse|policy|iterate|stages|knobs|agents|play|learn|ask|values(\.\w+)?|operators(\.\w+)?)"
+METHOD = (
+    r"nlrl\.(types|errors|parse|policy|iterate|stages|knobs|agents|play|learn|ask|values(\.\w+)?|operators(\.\w+)?)"
+)
 
 
 FOLDERS = {
