@@ -100,7 +100,9 @@ def table_of(results: dict[str, Any]) -> RunResult | None:
     """The table of a record; None when the run did not get that far."""
     if not {"rows", "stats", "failures"} <= results.keys():
         return None
-    rows = [
-        ResultRow(**{**row, "interval": tuple(row["interval"]) if row["interval"] else None}) for row in results["rows"]
-    ]
+    rows = [ResultRow(**{name: _frozen(value) for name, value in row.items()}) for row in results["rows"]]
     return RunResult(tuple(rows), Stats(**results["stats"]), results["failures"])
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value

@@ -49,6 +49,9 @@ class RunConfig(Part):
     """What is also played, from the same starts or against the same opponent; in loops that learn, "plain" is played
     anyway."""
 
+    exact: bool = True
+    """Hold moves and values against the game's solver; Breakthrough's needs some seconds and gigabytes at the start."""
+
     @field_validator("baseline", mode="before")
     @classmethod
     def _yes_or_no(cls, value: Any) -> Any:
@@ -148,7 +151,7 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
             tree[parent] = {}
         tree = tree[parent]
         if not isinstance(tree, dict):
-            raise UnknownNameError("recipe key", key, keys())
+            raise UnknownNameError("recipe key", key, [one for one in keys() if one.startswith(key.split(".")[0])])
     tree[last] = value
 
 
@@ -161,4 +164,4 @@ def _check_keys(tree: Mapping[str, Any], part: type[BaseModel] = RunConfig, pref
         if inner is not None and isinstance(value, dict):
             _check_keys(value, inner, f"{prefix}{name}.")
         elif info is None or (inner is not None and value is not None):
-            raise UnknownNameError("recipe key", f"{prefix}{name}", keys())
+            raise UnknownNameError("recipe key", f"{prefix}{name}", [f"{prefix}{known}" for known in part.model_fields])

@@ -168,18 +168,34 @@ class TrainingConfig(Part):
 
 
 class DistilConfig(Part):
-    """How a student learns its teacher's replies. A recipe without this table trains nothing."""
+    """How a student learns its teacher's replies (`nlrl.distill.knobs`). By policy iteration nothing is trained without
+    this table.
+    """
 
-    epochs: int = Field(default=2, ge=1, le=100)
+    loss: Literal["tokens", "logits", "both"] = "tokens"
+    """Learn the teacher's tokens, or its distribution, which needs one vocabulary, or the mean of both losses."""
     learning_rate: float = Field(default=1e-5, gt=0, le=1)
+    """The paper's; a model in the box wants about a hundred times as much."""
+    epochs: int = Field(default=2, ge=1, le=100)
     batch: int = Field(default=64, ge=1)
     """Examples an optimizer step, over all devices."""
-    lora_rank: int | None = Field(default=None, ge=1, le=1024)
-    """Train adapters of this rank (peft); all weights when absent."""
-    max_length: int = Field(default=1024, ge=8)
-    """Tokens of prompt and reply together; longer examples are refused."""
-    loss: Literal["tokens", "logits"] = "tokens"
-    """Cross-entropy of the teacher's tokens, or the divergence from its probabilities, which needs one vocabulary."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip: float = Field(default=1.0, ge=0)
+    """Largest norm of a step's gradient; 0 for no limit."""
+    carry: bool = True
+    """Whether the optimizer's moments go on from iteration to iteration."""
+    lora_rank: int = Field(default=0, ge=0, le=1024)
+    """0 trains every weight; else adapters of this rank (peft), merged into what the engine gets."""
+    lora_alpha: int = Field(default=32, ge=1)
+    tokens_per_pass: int = Field(default=8192, ge=1)
+    """Most tokens in one forward pass of a process: what bounds the memory."""
+    processes: int = Field(default=1, ge=1)
+    """Of training, one a GPU."""
+    sharded: bool = False
+    """Divide weights, gradients and moments among the processes (FSDP)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = Field(default=0, ge=0)
+    """On a CPU; 0 for one a core."""
 
 
 class BudgetConfig(Part):

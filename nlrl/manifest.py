@@ -15,23 +15,33 @@ from nlrl.errors import ResumeError
 from nlrl_prompts import PromptSet
 
 FREE = ("budget", "engine.base_url", "engine.at_once", "engine.requests_per_minute", "engine.tokens_per_minute",
-        "engine.outage_seconds", "engine.timeout_seconds", "engine.http_attempts")  # fmt: skip
+        "engine.outage_seconds", "engine.timeout_seconds", "engine.http_attempts", "distil.device", "distil.threads",
+        "distil.tokens_per_pass")  # fmt: skip
 """Keys of a config that say how fast and how long to ask, not what: they may change when a run is resumed."""
 
-CODE = ("types.py", "parse.py", "ask.py", "policy.py", "iterate.py", "run.py", "values", "operators")
-"""The modules of nlrl that decide what is asked and what a reply means; the game's own are added to them."""
+CODE = ("types.py", "parse.py", "ask.py", "policy.py", "play.py", "agents.py", "stages.py", "iterate.py", "knobs.py",
+        "task.py", "cast.py", "run.py", "students.py", "values", "operators", "distill", "baselines")  # fmt: skip
+"""The modules of nlrl that decide what is asked, what a reply means and what is learned; the game's own are added to
+them."""
+
+Voice = tuple[PromptSet, EngineInfo]
+"""What a role's model reads, and what it is."""
 
 
-def identity(config: Mapping[str, Any], prompts: PromptSet, engine: EngineInfo, game: str) -> dict[str, str]:
-    """Field name to value: of the config, the prompts, the code, the model and the packages that compute.
+def identity(config: Mapping[str, Any], voices: Mapping[str, Voice], game: str) -> dict[str, str]:
+    """Field name to value: of the config, the prompts, the code, the models and the packages that compute.
 
-    `config` is the whole tree as JSON types, `game` the module that the game's class is in.
+    `config` is the whole tree as JSON types, `voices` the models by the first role of each, `game` the module that the
+    game's class is in. The first model's fields have plain names, those of others their role in front.
     """
     fields = {f"config.{key}": value for key, value in flat(config).items() if not is_free(key)}
-    fields |= {f"prompts.{name}": prompt.sha256 for name, prompt in sorted(prompts.prompts.items())}
     fields["code"] = code_digest(game)
-    fields |= {"model.kind": engine.kind, "model.id": engine.model, "model.fingerprint": engine.fingerprint}
-    fields |= {f"version.{name}": found for name, found in sorted(engine.versions.items())}
+    for number, (role, (prompts, engine)) in enumerate(voices.items()):
+        owner = f"{role}." if number else ""
+        fields |= {f"{owner}prompts.{name}": prompt.sha256 for name, prompt in sorted(prompts.prompts.items())}
+        said = {"kind": engine.kind, "id": engine.model, "fingerprint": engine.fingerprint}
+        fields |= {f"{owner}model.{name}": value for name, value in said.items()}
+        fields |= {f"version.{name}": found for name, found in sorted(engine.versions.items())}
     return fields
 
 
@@ -56,6 +66,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def is_free(key: str) -> bool:
     """Whether a dotted key of a config may change when a run is resumed."""
+    key = re.sub(r"^roles\.\w+\.", "engine.", key)
     return any(key == free or key.startswith(f"{free}.") for free in FREE)
 
 

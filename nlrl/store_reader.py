@@ -293,7 +293,8 @@ class RunReader:
 
     def _game(self, row: tuple[Any, ...]) -> tuple[GameStart, GameEnd | None]:
         game, start, observation, picture, optimum, outcome, ending, total, steps = row
-        begun = GameStart(game, from_column(start), *self._seen(observation, picture), optimum)
+        seen, drawn = self._seen(observation, picture)
+        begun = GameStart(game, from_column(start), seen, drawn, optimum)
         ended = None if outcome is None else GameEnd(game, total, steps, outcome, from_column(ending or ""))
         return begun, ended
 

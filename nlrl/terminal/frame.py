@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from nlrl.safe_text import one_line
 from nlrl.types import Event, GameEnd, GameStart, Step
 
 OUTCOMES = {
@@ -13,7 +14,12 @@ OUTCOMES = {
     "forfeit": "forfeited: no usable move",
     "failure": "lost",
 }
-"""`GameEnd.outcome` in words."""
+"""`GameEnd.outcome` in words, for games that say nothing themselves."""
+
+
+def outcome_text(end: GameEnd) -> str:
+    """How a game ended: in its own words where it has any, else what the outcome means."""
+    return one_line(end.ending.strip().rstrip("."), 200) or OUTCOMES[end.outcome]
 
 
 @dataclass(frozen=True, slots=True)

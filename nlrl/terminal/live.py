@@ -1,6 +1,6 @@
 """Watching a run: a live picture on a terminal, plain lines elsewhere.
 
-A view is fed `nlrl.types.Event`s and asks for `Stats` whenever it draws:
+A view is fed `nlrl.types.LoopEvent`s and asks for `Stats` whenever it draws:
 
     with open_view(stats, title="maze double_t, hymba on vllm") as view:
         view.begin("policy iteration", games=25)
@@ -24,15 +24,17 @@ from rich.table import Table
 from rich.text import Text
 
 from nlrl.safe_text import as_text, one_line
-from nlrl.terminal.frame import OUTCOMES, Frame
+from nlrl.terminal.frame import Frame, outcome_text
 from nlrl.terminal.panels import game_line, game_view
 from nlrl.terminal.phase import Phase
 from nlrl.terminal.stats import Stats, clock_text
-from nlrl.types import Event, GameEnd, GameStart
+from nlrl.types import GameEnd, GameStart, LoopEvent, Step
 
 LINGER_SECONDS = 2.0
 """How long the end of the followed game stays before another game is followed."""
 FOOTER_ROWS = 3
+NOTES = 3
+"""How many of the last notes stay in sight."""
 
 
 class View(Protocol):
@@ -44,23 +46,35 @@ class View(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def begin(self, phase: str, games: int) -> None:
-        """A new agent plays `games` games from here on; means and time left begin anew."""
+    def begin(self, phase: str, games: int, unit: str = "games") -> None:
+        """From here on there are `games` games, or other units of work; means and time left begin anew."""
         ...
 
-    def show(self, event: Event) -> None:
+    def show(self, event: LoopEvent) -> None:
         """Take notice of an event."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Say something about what was done: a training, the figures of an iteration."""
         ...
 
 
 def open_view(
-    stats: Callable[[], Stats], *, title: str = "", plain: bool = False, console: Console | None = None
+    stats: Callable[[], Stats],
+    *,
+    title: str = "",
+    plain: bool = False,
+    console: Console | None = None,
+    two: bool = False,
 ) -> View:
-    """The live view on a terminal; plain lines when there is none or `plain` asks for them."""
+    """The live view on a terminal; plain lines when there is none or `plain` asks for them.
+
+    `two` says that games have two sides, so that they are won, drawn or lost.
+    """
     console = console or Console()
     if plain or not console.is_terminal or console.is_dumb_terminal:
-        return PlainView(stats, console, title=title)
-    return LiveView(stats, console, title=title)
+        return PlainView(stats, console, title=title, two=two)
+    return LiveView(stats, console, title=title, two=two)
 
 
 class LiveView:
@@ -70,6 +84,7 @@ class LiveView:
         stats: gives the present counters; called from the drawing thread.
         console: a terminal of at least 40 x 12; all it has is used.
         title: one line that says what runs.
+        two: whether games have two sides.
         redraws_per_second: how often it is drawn at most; 0 draws only when `refresh` is called.
         clock: seconds, monotonic.
     """
@@ -80,14 +95,17 @@ class LiveView:
         console: Console,
         *,
         title: str = "",
+        two: bool = False,
         redraws_per_second: float = 4,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._stats = stats
         self._console = console
         self._title = title
+        self._two = two
         self._clock = clock
         self._phase = Phase()
+        self._notes: list[str] = []
         self._active: dict[int, Frame] = {}
         self._followed: Frame | None = None
         self._linger_until = 0.0
@@ -108,18 +126,22 @@ class LiveView:
     ) -> None:
         self._live.stop()
 
-    def begin(self, phase: str, games: int) -> None:
-        """A new agent plays `games` games from here on."""
-        self._phase = Phase(phase, games, begun=self._stats().seconds)
+    def begin(self, phase: str, games: int, unit: str = "games") -> None:
+        """From here on there are `games` games, or other units of work."""
+        self._phase = _begun(self._stats(), phase, games, unit)
         self._active.clear()
         self._linger_until = 0.0
 
-    def show(self, event: Event) -> None:
+    def note(self, text: str) -> None:
+        """Say something; the last notes stay in sight."""
+        self._notes = [*self._notes, text][-NOTES:]
+
+    def show(self, event: LoopEvent) -> None:
         """Take notice of an event; it is drawn at the next redraw."""
         self._phase.count(event)
         if isinstance(event, GameStart):
             frame = Frame(event)
-        elif event.game in self._active:
+        elif isinstance(event, Step | GameEnd) and event.game in self._active:
             frame = self._active[event.game].after(event)
         else:
             return
@@ -152,17 +174,19 @@ class LiveView:
         header.append(f" {one_line(self._phase.name, 40)}", style="bold")
         if self._title:
             header.append(f" · {one_line(self._title, width)}", style="dim")
+        notes = [as_text(one_line(f" {note}", width), "dim") for note in self._notes]
         if followed is None:
-            return Group(header, Text("Waiting for the first move …", style="dim italic"), self._footer(stats))
+            waiting = Text("Waiting for the first move …", style="dim italic")
+            return Group(header, *notes, waiting, self._footer(stats))
         # One row stays free: a picture as tall as the terminal would scroll at every redraw.
-        body_rows = height - 1 - 2 - FOOTER_ROWS
-        return Group(
-            header, game_line(followed), game_view(followed, self._console, width, body_rows), self._footer(stats)
-        )
+        body_rows = height - 1 - 2 - FOOTER_ROWS - len(notes)
+        body = game_view(followed, self._console, width, body_rows)
+        return Group(header, *notes, game_line(followed), body, self._footer(stats))
 
     def _footer(self, stats: Stats) -> RenderableType:
         phase = self._phase
-        total = phase.games or stats.games_total
+        done, total = phase.progress(stats.calls)
+        total = total or stats.games_total
         bar = Table.grid(padding=(0, 1), expand=True)
         bar.add_column(no_wrap=True)
         bar.add_column(ratio=1)
@@ -170,12 +194,15 @@ class LiveView:
         left = phase.seconds_left(stats.seconds)
         times = clock_text(stats.seconds) + ("" if left is None else f", about {clock_text(left)} left")
         bar.add_row(
-            Text(f" games {phase.done}/{total}"),
-            ProgressBar(total=max(total, 1), completed=phase.done, complete_style="bright_green", style="grey23"),
+            Text(f" {phase.unit} {done}/{total}"),
+            ProgressBar(total=max(total, 1), completed=done, complete_style="bright_green", style="grey23"),
             Text(times + " "),
         )
-        returns = Text(" mean return ", no_wrap=True, overflow="ellipsis")
-        if phase.done:
+        returns = Text(" won " if self._two else " mean return ", no_wrap=True, overflow="ellipsis")
+        if phase.done and self._two:
+            returns.append(f"{100 * phase.won / phase.done:.1f} %", style="bold cyan")
+            returns.append(f", lost {100 * phase.lost / phase.done:.1f} %, of {phase.done} games")
+        elif phase.done:
             returns.append(f"{phase.mean_return:.2f}", style="bold cyan")
             if phase.mean_optimum is not None:
                 returns.append(f", optimum of these games {phase.mean_optimum:.2f}", style="dim")
@@ -196,6 +223,7 @@ class PlainView:
         stats: gives the present counters.
         console: where the lines go.
         title: the first line.
+        two: whether games have two sides.
         every_seconds: least time between two lines of progress.
         clock: seconds, monotonic.
     """
@@ -206,12 +234,14 @@ class PlainView:
         console: Console,
         *,
         title: str = "",
+        two: bool = False,
         every_seconds: float = 15,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._stats = stats
         self._console = console
         self._title = title
+        self._two = two
         self._every = every_seconds
         self._clock = clock
         self._phase = Phase()
@@ -228,12 +258,16 @@ class PlainView:
     ) -> None:
         self._progress()
 
-    def begin(self, phase: str, games: int) -> None:
-        """A new agent plays `games` games from here on."""
-        self._phase = Phase(phase, games, begun=self._stats().seconds)
-        self._line(f"{phase}: {games} games")
+    def begin(self, phase: str, games: int, unit: str = "games") -> None:
+        """From here on there are `games` games, or other units of work."""
+        self._phase = _begun(self._stats(), phase, games, unit)
+        self._line(f"{phase}: {games} {unit}" if games else phase)
 
-    def show(self, event: Event) -> None:
+    def note(self, text: str) -> None:
+        """Write a line."""
+        self._line(text)
+
+    def show(self, event: LoopEvent) -> None:
         """Write a line for a finished game, and one of progress when it is time."""
         self._phase.count(event)
         if isinstance(event, GameStart):
@@ -247,23 +281,34 @@ class PlainView:
         self._next_progress = self._clock() + self._every
         stats, phase = self._stats(), self._phase
         left = phase.seconds_left(stats.seconds)
+        done, total = phase.progress(stats.calls)
         parts = [
             f"{clock_text(stats.seconds)}",
-            f"games {phase.done}/{phase.games or stats.games_total}",
-            f"moves {phase.moves:,}",
-            *([f"mean return {phase.mean_return:.2f}"] if phase.done else []),
+            f"{phase.unit} {done}/{total or stats.games_total}",
+            *([f"moves {phase.moves:,}"] if phase.moves or phase.unit == "games" else []),
+            *([self._so_far()] if phase.done else []),
             f"calls {stats.calls:,}, bad {stats.bad_replies:,}",
             f"tokens {stats.tokens:,}, {stats.tokens_per_second:,.0f} written a second",
             *([f"about {clock_text(left)} left"] if left is not None else []),
         ]
         self._line(" · ".join(parts))
 
+    def _so_far(self) -> str:
+        phase = self._phase
+        if self._two:
+            return f"won {100 * phase.won / phase.done:.1f} %, lost {100 * phase.lost / phase.done:.1f} %"
+        return f"mean return {phase.mean_return:.2f}"
+
     def _line(self, text: str) -> None:
         self._console.print(as_text(one_line(text, 500)), soft_wrap=True, highlight=False)
+
+
+def _begun(stats: Stats, name: str, total: int, unit: str) -> Phase:
+    return Phase(name, total, begun=stats.seconds, unit=unit, calls=stats.calls)
 
 
 def _end_line(start: GameStart | None, end: GameEnd) -> str:
     where = "" if start is None else f" from {start.start}"
     optimum = "" if start is None or start.optimal_return is None else f" (optimum {start.optimal_return:g})"
     moves = f"{end.steps} move{'' if end.steps == 1 else 's'}"
-    return f"game {end.game}{where}: {OUTCOMES[end.outcome]}, {moves}, return {end.total_return:g}{optimum}"
+    return f"game {end.game}{where}: {outcome_text(end)}, {moves}, return {end.total_return:g}{optimum}"

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nlrl.safe_text import as_text, one_line
-from nlrl.terminal.frame import OUTCOMES, Frame
+from nlrl.terminal.frame import Frame, outcome_text
 from nlrl.types import Candidate, Decision
 
 GLYPH_STYLES = {"█": "grey39", "@": "bold bright_green", "G": "bold bright_yellow", "·": "green"}
@@ -51,7 +51,7 @@ def game_line(frame: Frame) -> Text:
         text.append(f" (optimum {start.optimal_return:g})", style="dim")
     if frame.end is not None:
         style = "bright_green" if frame.end.outcome == "success" else "yellow"
-        text.append(f" · {OUTCOMES[frame.end.outcome]}", style=style)
+        text.append(f" · {outcome_text(frame.end)}", style=style)
     return text
 
 

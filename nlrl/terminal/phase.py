@@ -1,22 +1,30 @@
-"""Counting the games of one stretch of a run."""
+"""Counting what a stretch of a run does: games, or questions and examples."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from nlrl.types import Event, GameEnd, GameStart, Step
+from nlrl.types import GameEnd, GameStart, LoopEvent, Step
 
 
 @dataclass(slots=True)
 class Phase:
-    """One agent's games: how many are done, what they returned, how long the rest may take."""
+    """One agent's games: how many are done, what they returned, how long the rest may take.
+
+    A phase without games has questions or examples (`unit`); how many of them are done is told by the calls since.
+    """
 
     name: str = ""
     games: int = 0
-    """How many there will be; 0 when unknown."""
+    """How many there will be, of whatever the unit is; 0 when unknown."""
     begun: float = 0.0
     """Seconds of the run at which the phase began."""
+    unit: str = "games"
+    calls: int = 0
+    """Of the run, when the phase began."""
     done: int = 0
+    won: int = 0
+    lost: int = 0
     moves: int = 0
     _return_sum: float = 0.0
     _optimum_sum: float = 0.0
@@ -26,27 +34,35 @@ class Phase:
     _starts: dict[int, GameStart] = field(default_factory=dict)
     _moves_of: dict[int, int] = field(default_factory=dict)
 
-    def count(self, event: Event) -> None:
-        """Take notice of an event."""
+    def count(self, event: LoopEvent) -> None:
+        """Take notice of an event; those that are of no game are passed over."""
         if isinstance(event, GameStart):
             self._starts[event.game] = event
             self._moves_of[event.game] = 0
         elif isinstance(event, Step):
             self.moves += 1
             self._moves_of[event.game] = event.step + 1
-        else:
+        elif isinstance(event, GameEnd):
             self._count_end(event)
 
     def _count_end(self, end: GameEnd) -> None:
         self.done += 1
         self._return_sum += end.total_return
         self._successes += end.outcome == "success"
+        self.won += end.total_return > 0
+        self.lost += end.total_return < 0
         self._done_moves += end.steps
         self._moves_of.pop(end.game, None)
         start = self._starts.pop(end.game, None)
         if start is not None and start.optimal_return is not None:
             self._optimum_sum += start.optimal_return
             self._optima += 1
+
+    def progress(self, calls: int) -> tuple[int, int]:
+        """How many are done of how many, when the run has had so many calls."""
+        if self.unit == "games":
+            return self.done, self.games
+        return min(max(calls - self.calls, 0), self.games), self.games
 
     @property
     def mean_return(self) -> float:

@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.text import Text
 
 from nlrl.safe_text import as_text, one_line
-from nlrl.terminal.frame import OUTCOMES, Frame
+from nlrl.terminal.frame import Frame, outcome_text
 from nlrl.terminal.keys import ReadKey, terminal_keys
 from nlrl.terminal.panels import game_line, game_view
 
@@ -137,7 +137,7 @@ def listing(frames: Sequence[Frame], title: str = "") -> Text:
     if last.step is not None:
         lines.append(last.picture)
     optimum = "" if start.optimal_return is None else f", optimum {start.optimal_return:g}"
-    outcome = "interrupted" if last.end is None else OUTCOMES[last.end.outcome]
+    outcome = "interrupted" if last.end is None else outcome_text(last.end)
     lines.append(f"{outcome}: {last.moves} moves, return {last.total_return:g}{optimum}")
     return as_text("\n".join(lines))
 

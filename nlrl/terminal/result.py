@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from rich import box
@@ -16,15 +16,27 @@ from nlrl.terminal.stats import Stats, clock_text
 
 @dataclass(frozen=True, slots=True)
 class ResultRow:
-    """One policy's result."""
+    """One policy's result; shares are between 0 and 1, and what is None is not known."""
 
     name: str
     """The row of the optimum begins with "optimum"."""
-    mean_return: float
+    mean_return: float | None
     interval: tuple[float, float] | None = None
     """95 % interval of the mean; None for an exact value."""
     success: float = 0.0
-    """Share of games that succeeded, 0 to 1."""
+    """Share of games that succeeded or were won."""
+    win_interval: tuple[float, float] | None = None
+    """In games of two, Wilson's 95 % interval of the wins; None for an exact value."""
+    draw: float | None = None
+    """Share of draws; None in games of one."""
+    loss: float | None = None
+    win_by_seat: tuple[tuple[str, float], ...] = ()
+    """Share of wins with each seat."""
+    optimal: float | None = None
+    """Share of moves that keep what perfect play would get."""
+    values: float | None = None
+    """Share of stated values on the right side of the exact ones, unparsed ones counted wrong."""
+    values_interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,24 +70,58 @@ class RunResult:
         return sum(count for kind, count in self.failures.items() if kind != "illegal")
 
 
+Column = tuple[str, Callable[[ResultRow], str | None], str]
+"""Heading, what a row has there (None for nothing), and how it looks where it was measured."""
+
+
 def result_table(result: RunResult) -> RenderableType:
-    """The table and one line about the replies below it; fits 80 columns."""
+    """The table and some lines about the replies below it; fits 80 columns."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False, collapse_padding=True, header_style="bold")
     table.add_column("policy", overflow="fold")
-    for heading in ("mean return", "95 % interval", "success", "opt. gap"):
+    columns = [column for column in _columns(result) if any(column[1](row) is not None for row in result.rows)]
+    for heading, _, _ in columns:
         table.add_column(heading, justify="right", no_wrap=True)
-    optimum = result.optimum
     for row in result.rows:
-        reference = row.interval is None
-        table.add_row(
-            as_text(row.name),
-            Text(f"{row.mean_return:.2f}", style="" if reference else "bold green"),
-            Text("" if row.interval is None else f"{row.interval[0]:.2f} .. {row.interval[1]:.2f}"),
-            Text(f"{100 * row.success:.1f} %"),
-            Text("" if optimum is None else f"{max(optimum - row.mean_return, 0.0):.2f}"),
-            style="dim" if reference else "",
-        )
+        exact = row.interval is None and row.win_interval is None and row.values_interval is None
+        cells = [Text(cell(row) or "", style="" if exact else style) for _, cell, style in columns]
+        table.add_row(as_text(row.name), *cells, style="dim" if exact else "")
     return Group(table, Text("\n".join(_reply_lines(result))))
+
+
+def _columns(result: RunResult) -> list[Column]:
+    optimum, two = result.optimum, any(row.draw is not None for row in result.rows)
+    if two:
+        seats = dict.fromkeys(seat for row in result.rows for seat, _ in row.win_by_seat)
+        return [
+            ("won %", lambda row: f"{100 * row.success:.1f}", "bold green"),
+            ("95 % interval", lambda row: _range(row.win_interval, 100, 1), ""),
+            *((f"as {seat}", lambda row, seat=seat: _seat(row, seat), "") for seat in seats),
+            ("drawn", lambda row: _percentage(row.draw), ""),
+            ("lost", lambda row: _percentage(row.loss), ""),
+            ("best moves", lambda row: _percentage(row.optimal), ""),
+        ]
+    gap: list[Column] = [("opt. gap", lambda row: f"{max((optimum or 0) - (row.mean_return or 0), 0.0):.2f}", "")]
+    return [
+        ("mean return", lambda row: None if row.mean_return is None else f"{row.mean_return:.2f}", "bold green"),
+        ("95 % interval", lambda row: _range(row.interval), ""),
+        ("success", lambda row: None if row.mean_return is None else f"{100 * row.success:.1f} %", ""),
+        *([] if optimum is None else gap),
+        ("best moves", lambda row: None if row.optimal is None else f"{100 * row.optimal:.1f} %", ""),
+        ("values right", lambda row: None if row.values is None else f"{100 * row.values:.2f} %", "bold green"),
+        ("95 % of values", lambda row: _range(row.values_interval, 100), ""),
+    ]
+
+
+def _range(interval: tuple[float, float] | None, scale: float = 1.0, digits: int = 2) -> str | None:
+    return None if interval is None else f"{scale * interval[0]:.{digits}f} .. {scale * interval[1]:.{digits}f}"
+
+
+def _seat(row: ResultRow, seat: str) -> str | None:
+    return _percentage(dict(row.win_by_seat).get(seat))
+
+
+def _percentage(share: float | None) -> str | None:
+    return None if share is None else f"{100 * share:.1f}"
 
 
 def _reply_lines(result: RunResult) -> list[str]:

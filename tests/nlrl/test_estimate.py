@@ -8,11 +8,19 @@ import pytest
 from small_runs import config
 
 from nlrl.ask import Asker
+from nlrl.cast import open_cast
 from nlrl.engine.base import Constraint, Request, Sampling
 from nlrl.engine.check import obeys
 from nlrl.estimate import estimate, lines, shortest_reply
-from nlrl.run import build_engine, build_prompts, build_task, phases
+from nlrl.operators.masked import Models
+from nlrl.run import stages
+from nlrl.task import build_task
 from nlrl.types import CallId
+
+
+async def opened(settings, task):
+    cast = await open_cast(settings, task)
+    return Models(*(Asker(one.engine, one.prompts, task.env.task) for one in (cast.policy, cast.value, cast.teacher)))
 
 
 @pytest.mark.parametrize("variations", [1, 4])
@@ -21,12 +29,11 @@ def test_calls_of_a_decision_are_those_of_a_real_one(variations, monkeypatch):
     settings = config(look_ahead__variations=variations, baseline=False, env__map="double_t", env__starts=1)
     task = build_task(settings)
     found = asyncio.run(estimate(settings, task))
-    engine = build_engine(settings, task)
-    ask = Asker(engine, build_prompts(settings, engine), task.env.task)
+    models = asyncio.run(opened(settings, task))
     env, rng = task.env.clone(), np.random.default_rng((settings.seed, 0))
     history = (env.reset(rng, task.starts_G[0]),)
-    (phase,) = phases(settings, ask, 1)
-    decision = asyncio.run(phase.agent(env, history, CallId(0, 0, "policy"), rng))
+    (stage,) = stages(settings, task, models, None)
+    decision = asyncio.run(stage.agent(env, history, CallId(0, 0, "policy"), rng))
     assert found.least.calls == found.most.calls == decision.calls > 4
     assert found.least.written < found.most.written
 

@@ -75,8 +75,8 @@ def test_what_changed_outside_the_config_is_refused_by_name(runs, name):
 
 
 def test_a_model_that_answers_otherwise_is_refused(runs, monkeypatch):
-    monkeypatch.setattr(OracleEngine, "_look_up", lambda self, observation: 0.0)
-    monkeypatch.setattr("nlrl.run.exact_values", lambda task: {"nowhere": 0.0})
+    monkeypatch.setattr(OracleEngine, "_value", lambda self, prompt, history: 0.0)
+    monkeypatch.setattr("nlrl.cast.exact_values", lambda task: {"nowhere": 0.0})
     with pytest.raises(ResumeError, match=r"model\.(fingerprint|id) was"):
         resume(runs)
 

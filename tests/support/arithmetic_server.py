@@ -12,7 +12,7 @@ from scripted_server import chat
 from nlrl.config import load_config
 from nlrl.engine.base import Message, Request, Sampling
 from nlrl.engine.oracle import OracleEngine
-from nlrl.run import build_task, exact_values
+from nlrl.task import build_task, exact_values
 
 RUN = ["-s", "env.map=umaze", "-s", "look_ahead.variations=2", "-s", "look_ahead.steps=1", "-s", "engine.attempts=8"]
 """Options of a run that `arithmetic_answers` can answer."""

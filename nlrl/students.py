@@ -1,0 +1,101 @@
+"""Who learns in a run: the student behind each role, with everything it is taught put into the record first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nlrl import registry
+from nlrl.cast import Cast, Speaker
+from nlrl.config import RunConfig
+from nlrl.config_parts import DistilConfig, EngineConfig
+from nlrl.errors import ConfigError
+from nlrl.learn import Student, Students
+from nlrl.recorded import RecordedEngine
+from nlrl.store import RunStore
+from nlrl.types import Example, StudentName, Trained
+
+LOCAL = ("vllm", "torch")
+"""Engines that hold the model in this process, so that its weights can be replaced."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedStudent:
+    """A student whose lessons are in the record before it is taught; its engine is another model afterwards."""
+
+    student: Student
+    engine: RecordedEngine
+    store: RunStore
+
+    async def learn(self, examples: Sequence[Example], *, iteration: int, student: StudentName, seed: int) -> Trained:
+        """See `nlrl.learn.Student`; raises `StoreError` when a resumed run would teach something else than before."""
+        self.store.record_lessons(examples, iteration, student)
+        done = await self.student.learn(examples, iteration=iteration, student=student, seed=seed)
+        self.engine.reloaded()
+        return done
+
+
+def check_students(config: RunConfig) -> None:
+    """Raise `ConfigError` where the roles of a config cannot be taught; nothing is started for it.
+
+    Which model a role is, and so whether it can be taught, a config says before anything is spent.
+    """
+    if not config.learns:
+        return
+    for role in ("policy", "value"):
+        table: EngineConfig = getattr(config.roles, role) or config.engine
+        if table.kind not in (*LOCAL, "oracle"):
+            raise ConfigError(
+                f"The {role} student cannot be trained behind an engine of kind '{table.kind}'; take engine.kind = "
+                '"vllm" for it, and put the server under roles.teacher.'
+            )
+    distil = config.distil or DistilConfig()
+    if distil.loss != "tokens":
+        teacher = config.roles.teacher or config.engine
+        if teacher.kind not in LOCAL:
+            raise ConfigError(
+                f"distil.loss = '{distil.loss}' needs the teacher's weights in this process, and roles.teacher is of "
+                f"kind '{teacher.kind}'; take distil.loss = 'tokens'."
+            )
+
+
+def build_students(
+    config: RunConfig, cast: Cast, models: Mapping[Speaker, RecordedEngine], store: RunStore
+) -> Students | None:
+    """The students of a run; None where nothing is trained. One model in both roles is one student.
+
+    Raises:
+        ConfigError: an engine cannot take weights, or a loss does not suit the models.
+        EngineUnavailableError: a package that training needs is not installed.
+    """
+    if not config.learns:
+        return None
+    made: dict[Speaker, Student] = {}
+    for speaker in (cast.value, cast.policy):
+        if speaker not in made:
+            inner = speaker.table or _distilled(config, cast, speaker, models[speaker], store)
+            made[speaker] = RecordedStudent(inner, models[speaker], store)
+    return Students(made[cast.value], made[cast.policy])
+
+
+def _distilled(config: RunConfig, cast: Cast, speaker: Speaker, model: RecordedEngine, store: RunStore) -> Student:
+    from nlrl.distill.dataset import same_tokenizer
+    from nlrl.distill.knobs import TrainingKnobs
+    from nlrl.distill.student import DistilledStudent
+
+    distil, base, teacher = config.distil or DistilConfig(), _folder(speaker), _folder(cast.teacher)
+    assert base is not None
+    more: dict[str, Any] = {} if distil.loss == "tokens" else {"teacher": teacher, "soft": _SOFT[distil.loss]}
+    knobs = TrainingKnobs(**distil.model_dump(exclude={"loss"}), **more)
+    as_drawn = cast.teacher is speaker or (teacher is not None and same_tokenizer(base, teacher))
+    return DistilledStudent(base, speaker.engine, store, knobs, as_drawn=as_drawn, reloaded=model.reloaded)
+
+
+_SOFT = {"logits": "teacher", "both": "both"}
+
+
+def _folder(speaker: Speaker) -> Path | None:
+    """The folder that a role's engine was started on; None for a model elsewhere."""
+    return registry.resolve_model(speaker.config.backbone).fetch().path if speaker.config.kind in LOCAL else None
