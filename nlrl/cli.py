@@ -209,8 +209,8 @@ def pretrain(
 
 @app.command()
 def convert(
-    family: Annotated[str, typer.Argument(help="hymba, diff, diffllama, ngpt or bimamba.")],
-    source: Annotated[Path, typer.Argument(help="Folder in the layout its authors publish.")],
+    family: Annotated[str, typer.Argument(help="hymba, diff, diffllama, ngpt, bimamba or gguf.")],
+    source: Annotated[Path, typer.Argument(help="Folder in the layout its authors publish; of gguf, the file.")],
     target: Annotated[Path, typer.Argument(help="Folder to make.")],
     packed: Annotated[bool, typer.Option("--packed", help="One bit a weight (bimamba).")] = False,
 ) -> None:

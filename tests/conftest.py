@@ -2,7 +2,7 @@
 
 The tests of `tests/torture` have a short form, which always runs, and a full one, marked `torture`, which runs with
 `--torture` (`make torture`). What they measure is printed as a table at the end. Tests marked `full` take minutes and
-run with `--full` alone (`make served`).
+run with `--full` alone (`make served`), those marked `real` with `--real` (`make real`).
 """
 
 import os
@@ -21,15 +21,16 @@ ROWS = pytest.StashKey[list[str]]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--torture", action="store_true", help="run the full figures of tests/torture, not the short ones")
+    parser.addoption("--real", action="store_true", help="run the tests marked real, on a real pretrained model, too")
     parser.addoption("--full", action="store_true", help="run the tests marked full, which take minutes, too")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    torture, full = config.getoption("--torture"), config.getoption("--full")
+    torture, asked_for = config.getoption("--torture"), [m for m in ("full", "real") if config.getoption(f"--{m}")]
     left_out = [
         item for item in items
         if (item.name.endswith("[short]") if torture else item.get_closest_marker("torture") is not None)
-        or (not full and item.get_closest_marker("full") is not None)
+        or any(item.get_closest_marker(marker) for marker in ("full", "real") if marker not in asked_for)
     ]  # fmt: skip
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in set(left_out)]
@@ -43,6 +44,6 @@ def row(request: pytest.FixtureRequest) -> Callable[[str], None]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if config.getoption("--torture") and (rows := config.stash.get(ROWS, [])):
+    if (config.getoption("--torture") or config.getoption("--real")) and (rows := config.stash.get(ROWS, [])):
         terminalreporter.write_sep("-", "what was measured")
         terminalreporter.write_line("\n".join(["| test | result |", "|---|---|", *rows]))

@@ -147,6 +147,14 @@ def boxed_dir(backbone_id: str) -> Path:
     return Path(__file__).parent / "boxed" / BACKBONES[backbone_id].boxed
 
 
+_AUTO = "transformers.models.auto.modeling_auto"
+_NEEDED = {
+    "transformers.modeling_layers": "GradientCheckpointingLayer",
+    "transformers.models.llama.modeling_llama": "LlamaForCausalLM",
+}
+"""Modules that our models import and that import the auto classes themselves, each with a name it has at its end."""
+
+
 def _load(reference: str) -> Any:
     module, _, name = reference.partition(":")
     return getattr(import_module(module), name)
@@ -158,8 +166,16 @@ def _register_configs(auto: ModuleType) -> None:
             auto.AutoConfig.register(backbone.model_type, _load(backbone.config), exist_ok=True)
 
 
-def _register_models(auto: ModuleType) -> None:
-    """Register every model, except one whose module is being imported right now: it registers itself at its end."""
+def _register_models(_: ModuleType) -> None:
+    """Register every model, except one whose module is being imported right now: it registers itself at its end.
+
+    Nothing yet where one of ``_NEEDED`` is being imported (``from transformers import LlamaForCausalLM`` does that):
+    this is called again at its end.
+    """
+    auto = sys.modules.get(_AUTO)
+    unfinished = [m for m, name in _NEEDED.items() if m in sys.modules and not hasattr(sys.modules[m], name)]
+    if auto is None or not hasattr(auto, "AutoModelForCausalLM") or unfinished:
+        return
     for backbone in BACKBONES.values():
         module, _, name = backbone.model.partition(":")
         if not module:
@@ -170,4 +186,5 @@ def _register_models(auto: ModuleType) -> None:
 
 
 wrapt.register_post_import_hook(_register_configs, "transformers.models.auto.configuration_auto")
-wrapt.register_post_import_hook(_register_models, "transformers.models.auto.modeling_auto")
+for _imported in (_AUTO, *_NEEDED):
+    wrapt.register_post_import_hook(_register_models, _imported)

@@ -7,7 +7,6 @@ of the folder is followed or copied.
 """
 
 import shutil
-import tempfile
 from dataclasses import dataclass
 from functools import reduce
 from importlib import import_module
@@ -16,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from nlrl_backbones import BACKBONES
-from nlrl_backbones.common.checkpoint import CheckpointError, check_tensors, looks_like, tensor_names
+from nlrl_backbones.common.checkpoint import CheckpointError, check_tensors, looks_like, new_folder, tensor_names
 
 FAMILIES: dict[str, str] = {
     "hymba": "nlrl_backbones.hymba.weights",
@@ -26,6 +25,9 @@ FAMILIES: dict[str, str] = {
     "bimamba": "nlrl_backbones.bimamba.weights",
 }
 """Module of each family; it offers FAMILY, SIGNATURE, official_shapes, read_official, from_official, to_official."""
+
+GGUF = "gguf"
+"""A layout rather than a family: ``nlrl_backbones.gguf`` reads models of many kinds from it."""
 
 _OTHERS: dict[str, tuple[str, ...]] = {
     "Llama": (r"^model\.layers\.0\.self_attn\.q_proj\.weight$", r"^model\.layers\.0\.mlp\.gate_proj\.weight$"),
@@ -63,30 +65,29 @@ def convert(family: str, source: str | Path, target: str | Path, *, packed: bool
     """Write the official checkpoint in ``source`` as a folder ``target``.
 
     Args:
-        family: one of ``FAMILIES``.
-        source: folder in the layout that the family's authors publish.
+        family: one of ``FAMILIES``, or "gguf".
+        source: folder in the layout that the family's authors publish; of GGUF, the file.
         target: folder to make; it must not hold anything yet.
         packed: write 1-bit weights (bimamba alone).
 
     Raises:
         CheckpointError: one sentence; nothing has been written then.
     """
-    weights = family_module(family)
+    weights = None if family == GGUF else family_module(family)
     source, target = Path(source), Path(target)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise CheckpointError(f"'{target}' is there already and is kept: name a folder that does not exist.")
     if packed and not hasattr(weights, "to_packed"):
         raise CheckpointError(f"{family} has no packed form: leave --packed out.")
-    config, tensors = _read(family, weights, source)
-    tensors = weights.from_official(config, tensors)
-    if packed:
-        config, tensors = weights.to_packed(config, tensors)
-    try:
-        return _write(config, tensors, source, target)
-    except OSError as error:
-        raise CheckpointError(
-            f"'{target}' cannot be written ({error.strerror or error}): name another place."
-        ) from error
+    with new_folder(target) as scratch:
+        if weights is None:
+            tensors, copied = import_module("nlrl_backbones.gguf").write_folder(source, scratch), ()
+        else:
+            config, tensors = _read(family, weights, source)
+            tensors = weights.from_official(config, tensors)
+            if packed:
+                config, tensors = weights.to_packed(config, tensors)
+            copied = _write(config, tensors, source, scratch)
+        size = sum(file.stat().st_size for file in scratch.glob("*.safetensors"))
+    return Converted(target, len(tensors), sum(map(_numbers, tensors.values())), size, copied)
 
 
 def family_module(family: str) -> ModuleType:
@@ -96,7 +97,7 @@ def family_module(family: str) -> ModuleType:
         CheckpointError: an unknown family; the sentence lists the known ones.
     """
     if family not in FAMILIES:
-        raise CheckpointError(f"There is no family '{family}': choose one of {', '.join(FAMILIES)}.")
+        raise CheckpointError(f"There is no family '{family}': choose one of {', '.join(FAMILIES)} or {GGUF}.")
     return import_module(FAMILIES[family])
 
 
@@ -126,30 +127,19 @@ def _family_of(source: Path) -> str | None:
     return looks_like(names, ours) or looks_like(names, _OTHERS)
 
 
-def _write(config: Any, tensors: dict[str, Any], source: Path, target: Path) -> Converted:
-    """Write beside the target and rename at the end: a folder that is there is whole."""
+def _write(config: Any, tensors: dict[str, Any], source: Path, folder: Path) -> tuple[str, ...]:
+    """Write configuration and tensors to ``folder``; returns the names of the files copied along."""
     from huggingface_hub import save_torch_state_dict
 
     architectures = {backbone.model_type: backbone.architecture for backbone in BACKBONES.values()}
     config.architectures = [architectures[config.model_type]]
     config.dtype = _widest_dtype(tensors)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        config.save_pretrained(scratch)
-        save_torch_state_dict(tensors, scratch, metadata={"format": "pt"})
-        copied = tuple(name for name in _COPIED if (source / name).is_file())
-        for name in copied:
-            shutil.copyfile(source / name, scratch / name)
-        scratch.chmod(0o755)
-        if target.is_dir():
-            target.rmdir()  # empty, or it would have been refused
-        scratch.rename(target)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
-    size = sum(file.stat().st_size for file in target.glob("*.safetensors"))
-    return Converted(target, len(tensors), sum(map(_numbers, tensors.values())), size, copied)
+    config.save_pretrained(folder)
+    save_torch_state_dict(tensors, folder, metadata={"format": "pt"})
+    copied = tuple(name for name in _COPIED if (source / name).is_file())
+    for name in copied:
+        shutil.copyfile(source / name, folder / name)
+    return copied
 
 
 def _numbers(tensor: Any) -> int:

@@ -47,6 +47,17 @@ def test_auto_classes_know_the_backbones_in_either_import_order(order):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("first", ["LlamaForCausalLM", "MistralForCausalLM"])
+def test_a_model_of_transformers_own_may_be_imported_first(first):
+    """Its module imports the auto classes halfway, when ours cannot be imported yet."""
+    done = run_python(
+        f"import nlrl_backbones\nfrom transformers import {first}, AutoConfig, AutoModelForCausalLM\n"
+        f"model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained({str(GOLDEN)!r}))\n"
+        "assert type(model).__module__ == 'nlrl_backbones.hymba.model', type(model)"
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("backbone_id", [name for name, backbone in BACKBONES.items() if backbone.boxed])
 def test_a_boxed_checkpoint_keeps_the_contract(backbone_id):
     folder = boxed_dir(backbone_id)

@@ -7,7 +7,10 @@ other is refused before its first instruction.
 import json
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,6 +141,33 @@ def _refuse_pointer(file: Path) -> None:
         raise CheckpointError(f"{file} cannot be read ({error.strerror}).") from error
     if is_pointer:
         raise CheckpointError(f"{file} is a pointer of Git LFS, not the file itself: run `git lfs pull` beside it.")
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Gives a folder beside ``target`` to write to, and renames it at the end: a folder that is there is whole.
+
+    Raises:
+        CheckpointError: ``target`` holds something already, or cannot be written.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise CheckpointError(f"'{target}' is there already and is kept: name a folder that does not exist.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        try:
+            yield scratch
+            scratch.chmod(0o755)
+            if target.is_dir():
+                target.rmdir()  # empty, or it would have been refused
+            scratch.rename(target)
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise CheckpointError(
+            f"'{target}' cannot be written ({error.strerror or error}): name another place."
+        ) from error
 
 
 def check_tensors(family: str, found: Shapes, wanted: Shapes) -> None:
