@@ -23,6 +23,10 @@ _FOLDERS = {
     "causal_conv1d_update": "causal_conv",
     "pinned_window_attention": "window_attention",
     "binary_linear": "binary",
+    "residual_step": "hypersphere",
+    "qk_step": "hypersphere",
+    "scaled_swiglu": "hypersphere",
+    "normalize_vectors_": "hypersphere",
 }
 """Operator -> folder; each folder holds ``reference.py`` and ``triton_impl.py`` with functions of the same name."""
 
@@ -46,8 +50,11 @@ def use_implementation(name: Implementation) -> Iterator[None]:
 
 
 def implementation_for(tensor: torch.Tensor) -> Implementation:
-    """Which implementation an operator on this tensor runs."""
-    chosen = _override.get()
+    """Which implementation an operator on this tensor runs.
+
+    torch.compile can follow this, but not ``use_implementation``: what it compiles goes by the rule.
+    """
+    chosen = None if torch.compiler.is_dynamo_compiling() else _override.get()
     if chosen is not None:
         return chosen
     return "triton" if tensor.is_cuda and _has_triton else "reference"

@@ -1,12 +1,16 @@
 """The public operators. Each runs the implementation that ``dispatch`` selects for its first argument.
 
 Axes: B batch, T time or packed tokens, C channels, N states, K convolution width, R rows (requests), R1 rows + 1,
-S state slots, H heads (of queries, or of keys and values), D head width, P page size, M always-visible keys.
+S state slots, H heads (of queries, or of keys and values), D head width, P page size, M always-visible keys; in nGPT's
+steps E model width, F feed-forward width, each after any leading axes.
 """
+
+from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 
-from nlrl_kernels.dispatch import select
+from nlrl_kernels.dispatch import implementation_for, select
 
 
 def selective_scan(
@@ -226,3 +230,56 @@ def binary_linear(
         [..., O] in the dtype of x.
     """
     return select("binary_linear", x)(x, packed_OJ, scale_I, shift_I, zeros_Z2)
+
+
+def residual_step(h_E: torch.Tensor, o_E: torch.Tensor, alpha_E: torch.Tensor) -> torch.Tensor:
+    """``unit(A + alpha (unit(o) - A))`` with ``A = unit(h)``: from h towards o along the sphere.
+
+    Source: nGPT (arXiv 2410.01131, section 2). Differentiable in every argument. A zero vector gives NaN in its row.
+
+    Returns:
+        In the shape and dtype of ``h_E``.
+    """
+    return _hypersphere(h_E).residual_step(h_E, o_E, alpha_E)
+
+
+def qk_step(
+    x_HD: torch.Tensor, scale_HD: torch.Tensor, cross_D: torch.Tensor, keep_D: torch.Tensor | None = None
+) -> torch.Tensor:
+    """``scale * unit(position step of x)`` for each head of queries or keys; differentiable in x and the scale.
+
+    The position step is ``keep * x + cross * swapped(x)``, pairs (2j, 2j+1) swapped; without ``keep_D`` there is no
+    first part. Source: nGPT, as ``residual_step``.
+
+    Arguments that need a word:
+
+    - x_HD: heads with adjacent entries are read where they are, others copied.
+    - scale_HD: broadcasts; for its gradient in Triton it must be [H, D].
+    - cross_D: broadcasts over heads, [..., 1, D]; only the reference gives the gradient of a table.
+    - keep_D: as ``cross_D``.
+    """
+    return _hypersphere(x_HD).qk_step(x_HD, scale_HD, cross_D, keep_D)
+
+
+def scaled_swiglu(uv_F: torch.Tensor, scale_F: torch.Tensor) -> torch.Tensor:
+    """``u * SiLU(v)`` of the halves [u, v] of ``scale * uv``, half as wide as its input; differentiable in both."""
+    return _hypersphere(uv_F).scaled_swiglu(uv_F, scale_F)
+
+
+def normalize_vectors_(matrices: Sequence[torch.Tensor], axes: Sequence[int]) -> None:
+    """Divide each matrix, in place, by its lengths along its axis (0: of columns, 1 or -1: of rows); no gradient.
+
+    On a GPU that is one launch for all matrices of one dtype and vector length. Not for matrices that move at every
+    call: where they lie is remembered.
+    """
+    if matrices:
+        select("normalize_vectors_", matrices[0])(matrices, axes)
+
+
+def _hypersphere(tensor: torch.Tensor) -> ModuleType:
+    """What ``select`` does, by statements that torch.compile follows."""
+    if implementation_for(tensor) == "triton":
+        from nlrl_kernels.hypersphere import triton_impl as chosen
+    else:
+        from nlrl_kernels.hypersphere import reference as chosen
+    return chosen

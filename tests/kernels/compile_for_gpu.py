@@ -4,11 +4,13 @@ Needs no GPU, only triton. The interpreter accepts code that the compiler refuse
 """
 
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from nlrl_kernels.binary import triton_impl as binary
 from nlrl_kernels.causal_conv import triton_impl as conv
+from nlrl_kernels.hypersphere import kernels as sphere
 from nlrl_kernels.mamba_scan import triton_impl as scan
 from nlrl_kernels.window_attention import triton_impl as attention
 
@@ -20,6 +22,7 @@ INDEX = {
     "lengths_ptr": "*i32",
     "packed_ptr": "*u8",
     "zeros_ptr": "*i32",
+    "owner_ptr": "*i32",
 }
 TILE = {"BLOCK_C": 32, "BLOCK_N": 16}
 WIDE = (
@@ -36,11 +39,12 @@ WIDE = (
 )
 
 
-def compile_kernel(kernel, constants, dtype="fp32", num_warps=1):
+def compile_kernel(kernel, constants, dtype="fp32", num_warps=1, types=None):
+    known = INDEX | (types or {})
     signature = {}
     for name in kernel.arg_names:
         default = f"*{'fp32' if name in WIDE else dtype}" if name.endswith("_ptr") else "i32"
-        signature[name] = "constexpr" if name in constants else INDEX.get(name, "fp32" if name == "scale" else default)
+        signature[name] = "constexpr" if name in constants else known.get(name, "fp32" if name == "scale" else default)
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": num_warps})
     shared = getattr(compiled.metadata, "shared", 0)
@@ -48,8 +52,25 @@ def compile_kernel(kernel, constants, dtype="fp32", num_warps=1):
     print(kernel.__name__, dtype, len(compiled.asm["cubin"]), shared)
 
 
+def compile_hypersphere(full, dtype):
+    """At the width of nGPT 1B, or of a boxed model; the scales and their partial gradients are float32."""
+    width = {"WIDE": tl.float32, "BLOCK_E": 2048 if full else 64}
+    heads = {"WIDTH": 128, "HAS_KEEP": full, "WIDE": tl.float32, "BLOCK_D": 128}
+    inner = {"WIDE": tl.float32, "BLOCK_F": 1024 if full else 64}
+    wide = {f"{name}_ptr": "*fp32" for name in ("alpha", "dalpha", "dscale", "cross", "keep")}
+    compile_kernel(sphere.residual_forward, width, dtype, 4, wide)
+    compile_kernel(sphere.residual_backward, width, dtype, 8, wide)
+    compile_kernel(sphere.qk_forward, heads | {"ROWS": 16}, dtype, 4, wide)
+    compile_kernel(sphere.qk_backward, heads | {"ROWS": 8}, dtype, 4, wide)
+    compile_kernel(sphere.swiglu_forward, inner, dtype, 4, wide)
+    compile_kernel(sphere.swiglu_backward, inner, dtype, 4, wide)
+    tile = {"ALIGNED": full, "ROWS": 4, "COLUMNS": 16}
+    compile_kernel(sphere.normalize_all, width | tile, dtype, 16, {"table_ptr": "*i64"})
+
+
 def main():
     for dtype in ("fp32", "bf16"):
+        compile_hypersphere(dtype == "bf16", dtype)
         for full in (True, False):
             flags = {"HAS_Z": full, "HAS_START": full, "KEEP": full, "CHUNK": 16}
             compile_kernel(scan._scan_forward, flags | TILE, dtype)

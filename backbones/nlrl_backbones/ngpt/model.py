@@ -22,7 +22,8 @@ from nlrl_backbones.ngpt.config import NGPTConfig
 from nlrl_backbones.ngpt.position import position_tables
 from nlrl_backbones.ngpt.train import normalize_matrices
 from nlrl_backbones.ngpt.train import parameter_groups as _parameter_groups
-from nlrl_kernels.hypersphere import position_step, qk_step, residual_step, scaled_swiglu
+from nlrl_kernels import qk_step, residual_step, scaled_swiglu
+from nlrl_kernels.hypersphere import position_step
 
 _NORM_EPS = 1e-6
 _ALPHA = 0.05

@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 
 from nlrl_backbones.ngpt.config import NGPTConfig
 from nlrl_backbones.ngpt.weights import COLUMNS, ROWS
+from nlrl_kernels import normalize_vectors_
 
 
 @torch.no_grad()
@@ -32,10 +33,8 @@ def normalize_matrices(model: nn.Module) -> None:
     Raises:
         ValueError: there is no nGPT model in ``model``, or its matrices are not whole on this device.
     """
-    for matrix, axis in _matrices(_find(model)):
-        if matrix.requires_grad:
-            wide = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
-            matrix.copy_(wide / torch.linalg.vector_norm(wide, dim=axis, keepdim=True))
+    trained = [(matrix, axis) for matrix, axis in _matrices(_find(model)) if matrix.requires_grad]
+    normalize_vectors_([matrix for matrix, _ in trained], [axis for _, axis in trained])
 
 
 class NormalizeMatrices(TrainerCallback):

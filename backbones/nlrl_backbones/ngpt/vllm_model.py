@@ -39,7 +39,8 @@ from vllm.sequence import IntermediateTensors
 
 from nlrl_backbones.common.vllm_attention import PlainAttention
 from nlrl_backbones.common.vllm_compat import check_signatures, own_config
-from nlrl_kernels.hypersphere import position_step, qk_step, residual_step, scaled_swiglu
+from nlrl_kernels import qk_step, residual_step, scaled_swiglu
+from nlrl_kernels.hypersphere import position_step
 
 from .config import NGPTConfig
 from .position import position_tables

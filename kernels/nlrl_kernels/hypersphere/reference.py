@@ -9,6 +9,8 @@ alone. Scales are effective ones, of about 1; checkpoints store them divided by 
 Axes: E model width, H heads, D head width, F feed-forward width. Each function takes any leading axes.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
@@ -46,6 +48,14 @@ def scaled_swiglu(uv_F: torch.Tensor, scale_F: torch.Tensor) -> torch.Tensor:
     wide = _wide(uv_F)
     u, v = (wide * scale_F.to(wide.dtype)).chunk(2, dim=-1)
     return (u * F.silu(v)).to(uv_F.dtype)
+
+
+@torch.no_grad()
+def normalize_vectors_(matrices: Sequence[torch.Tensor], axes: Sequence[int]) -> None:
+    """Divide each matrix, in place, by its lengths along its axis."""
+    for matrix, axis in zip(matrices, axes, strict=True):
+        wide = _wide(matrix)
+        matrix.copy_(wide / torch.linalg.vector_norm(wide, dim=axis, keepdim=True))
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:
