@@ -84,15 +84,13 @@ class DistilledStudent:
             check_soft_teacher(base, knobs.teacher)
         try:
             import accelerate  # noqa: F401
-            from transformers import AutoConfig, AutoTokenizer
-
-            import nlrl_backbones  # noqa: F401  registers the architectures with transformers
+            from transformers import AutoTokenizer
         except ImportError as error:
             raise EngineUnavailableError(f"Training needs '{error.name}': pip install 'nlrl[train]'.") from error
         self._base, self._engine, self._store, self._knobs = base, engine, store, knobs
         self._as_drawn, self._reloaded = as_drawn, reloaded
         self._tokenizer: Any = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
-        self._context: int = AutoConfig.from_pretrained(base, trust_remote_code=False).max_position_embeddings
+        self._context: int = engine.context  # type: ignore[attr-defined]
         self._ends = end_tokens(base, self._tokenizer)
         self._latest = ""
         self._lineage = hashlib.sha256(fingerprint(base).encode()).hexdigest()

@@ -23,6 +23,8 @@ from nlrl.errors import EngineError, EngineUnavailableError
 from nlrl.model_files import check_model_folder
 from nlrl.registry import ResolvedModel
 
+ENDLESS = 1 << 20
+"""Context of a model without positions, which states no limit."""
 Job = tuple[Request, list[int], asyncio.Future[Completion]]
 
 
@@ -50,7 +52,8 @@ class TorchEngine:
         self._model: Any
         self._tokenizer: Any
         self._model, self._tokenizer = _load(resolved, device)
-        self._context: int = self._model.config.max_position_embeddings
+        self.context: int = getattr(self._model.config, "max_position_embeddings", ENDLESS)
+        """Tokens of a prompt and its reply together, at most."""
         self._batch_size = batch_size
         self._rng = random.Random(seed)
         self._waiting: list[Job] = []
@@ -69,7 +72,7 @@ class TorchEngine:
         """
         if self._model is None:
             raise EngineError("The torch engine is closed; make a new one.")
-        prompts = [encode_request(self._tokenizer, request, self._context, self._id) for request in requests]
+        prompts = [encode_request(self._tokenizer, request, self.context, self._id) for request in requests]
         loop = asyncio.get_running_loop()
         jobs: list[Job] = [(r, ids, loop.create_future()) for r, ids in zip(requests, prompts, strict=True)]
         self._waiting.extend(jobs)

@@ -87,7 +87,8 @@ class VllmEngine:
         self._refusals = refusals()
         self._engine: Any = start(resolved.path, self._device, seed, arguments or {})
         config = self._engine.vllm_config.model_config
-        self._max_model_len: int = config.max_model_len
+        self.context: int = config.max_model_len
+        """Tokens of a prompt and its reply together, at most."""
         self._dtype = str(config.dtype).removeprefix("torch.")
         self._tokenizer = self._engine.get_tokenizer()
         self._flights: dict[str, _Flight] = {}
@@ -109,7 +110,7 @@ class VllmEngine:
             return []
         if self._engine is None:
             raise EngineError("The vLLM engine is closed; make a new one.")
-        prompts = [encode_request(self._tokenizer, request, self._max_model_len, self._id) for request in requests]
+        prompts = [encode_request(self._tokenizer, request, self.context, self._id) for request in requests]
         flights = [self._submit(request, ids) for request, ids in zip(requests, prompts, strict=True)]
         if self._pump_task is None or self._pump_task.done():
             self._pump_task = asyncio.create_task(self._pump())
@@ -133,7 +134,7 @@ class VllmEngine:
         place = torch.cuda.get_device_name() if self._device == "cuda" else "cpu"
         # Through the registry, for nlrl itself knows no kernels; our backbones run on these, others on vLLM's own.
         kernels = resolve("nlrl_kernels.dispatch:implementation_for")(torch.empty(0, device=self._device))
-        notes = [f"Weights and activations are {self._dtype}; the context holds {self._max_model_len} tokens."]
+        notes = [f"Weights and activations are {self._dtype}; the context holds {self.context} tokens."]
         notes.append(f"Backbones of nlrl run on the {kernels} kernels.")
         if self._device == "cpu":
             notes.append(
