@@ -120,7 +120,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+# Not strict: a tab or a line end inside a text means itself, and constrained decoders let some through.
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, strict=False)
 
 
 def _json_fields(text: str, reply: Reply) -> dict[str, Any] | None:

@@ -166,7 +166,7 @@ def _register_configs(auto: ModuleType) -> None:
             auto.AutoConfig.register(backbone.model_type, _load(backbone.config), exist_ok=True)
 
 
-def _register_models(_: ModuleType) -> None:
+def _register_models(imported: ModuleType) -> None:
     """Register every model, except one whose module is being imported right now: it registers itself at its end.
 
     Nothing yet where one of ``_NEEDED`` is being imported (``from transformers import LlamaForCausalLM`` does that):
@@ -186,5 +186,5 @@ def _register_models(_: ModuleType) -> None:
 
 
 wrapt.register_post_import_hook(_register_configs, "transformers.models.auto.configuration_auto")
-for _imported in (_AUTO, *_NEEDED):
-    wrapt.register_post_import_hook(_register_models, _imported)
+for _awaited in (_AUTO, *_NEEDED):
+    wrapt.register_post_import_hook(_register_models, _awaited)

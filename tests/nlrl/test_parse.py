@@ -116,9 +116,18 @@ def test_a_megabyte_is_classified_quickly():
         assert time.perf_counter() - begun < 0.5
 
 
-@pytest.mark.parametrize("number", [1.01, -2, "70", 1e300])
+@pytest.mark.parametrize("number", [1.01, -2, "70", 1e5])
 def test_a_number_off_the_scale_is_refused_not_clipped(number):
     text = json.dumps({"thoughts": "", "evaluation": "X is ahead.", "worth": number})
     with pytest.raises(ParseError, match=r"does not lie between -1 and 1"):
         parse_reply(text, reply_form(BOARD, "value"))
     assert parse_reply(text, reply_form(FULL, "value")).number == float(number)
+    with pytest.raises(ParseError, match=r"does not lie between -1e\+06 and 1e\+06"):
+        parse_reply(text.replace(json.dumps(number), "1e300"), reply_form(FULL, "value"))
+
+
+def test_a_tab_or_a_line_end_within_a_text_means_itself():
+    """Constrained decoders let a tab through, and models copy line ends from what they read."""
+    text = '{"thoughts": "a\tb\nc", "evaluation": "X\tis ahead.", "worth": 0.5}'
+    found = parse_reply(text, reply_form(BOARD, "value"))
+    assert (found.text, found.thought, found.number) == ("X\tis ahead.", "a\tb\nc", 0.5)

@@ -1,5 +1,6 @@
 """Every prompt set in the box keeps the contract, and the contract notices what breaks it."""
 
+import json
 import shutil
 
 import pytest
@@ -20,6 +21,21 @@ def test_every_set_in_the_box_is_complete_and_consistent_for_every_game(name, en
 @pytest.mark.parametrize("name", available())
 def test_every_set_in_the_box_serves_games_it_does_not_know(name):
     check_prompts(name, "chess")
+
+
+@pytest.mark.parametrize("env", ENVS)
+def test_the_longest_reply_that_a_full_form_admits_fits_its_tokens(env):
+    """At a character a token, which a small model that counts or repeats digits comes to; else replies are cut."""
+    for name, prompt in load("full", env).prompts.items():
+        if prompt.reply is None:
+            continue
+        properties = json.loads(fill_schema(prompt.reply, ("column 7",)))["properties"]
+        longest = {
+            key: "x" * form["maxLength"] if "maxLength" in form else "column 7" if "enum" in form else -100000.123456
+            for key, form in properties.items()
+        }
+        assert all({"maxLength", "enum", "minimum"} & form.keys() for form in properties.values()), name
+        assert len(json.dumps(longest)) < prompt.reply.max_tokens, name
 
 
 @pytest.fixture
