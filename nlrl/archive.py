@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from nlrl.errors import NoSuchRunError, StoreError
-from nlrl.safe_text import as_text
+from nlrl.safe_text import as_text, one_line
 from nlrl.store_export import export_chat, export_parquet
 from nlrl.store_file import take_lock
+from nlrl.store_lessons import export_datasets
+from nlrl.store_loops import phases
 from nlrl.store_reader import RunReader, list_runs
 from nlrl.terminal.cast import export_cast
 from nlrl.terminal.frame import frames_of
@@ -23,13 +25,38 @@ from nlrl.terminal.result import ResultRow, RunResult, result_table
 from nlrl.terminal.stats import Stats
 
 
-def replay_recorded(runs: Path, run_id: str, game: int, picture: Path | None = None, frame: int = -1) -> None:
+@dataclass(frozen=True, slots=True)
+class Which:
+    """A game of a run: by its number, or by its place in a phase of an iteration."""
+
+    game: int | None = None
+    """Number in the run, or from 0 in the phase; the first one when None."""
+    iteration: int | None = None
+    phase: str | None = None
+    """A `nlrl.types.PhaseName`; "evaluate" when None."""
+
+    def number(self, reader: RunReader) -> int | None:
+        """The game's number in the run; None when there is no such game."""
+        where, place = "", ()
+        if self.iteration is not None or self.phase is not None:
+            where, place = "WHERE p.iteration = ? AND p.name = ?", (self.iteration or 0, self.phase or "evaluate")
+        elif self.game is not None:
+            return self.game
+        query = f"SELECT g.game FROM games g LEFT JOIN phases p ON p.number = g.phase {where} ORDER BY g.game"
+        found = reader.rows(f"{query} LIMIT 1 OFFSET ?", *place, self.game or 0)
+        return found[0][0] if found else None
+
+
+def replay_recorded(runs: Path, run_id: str, which: Which, picture: Path | None = None, frame: int = -1) -> None:
     """Step through a recorded game on the terminal, or write it to a file.
 
     A file that ends in .cast becomes an asciicast of the whole game; any other an SVG of one moment, with the run's
     table below it.
     """
     with RunReader.open(recorded(runs, run_id)) as reader:
+        game = which.number(reader)
+        if game is None:
+            raise NoSuchRunError(f"Run '{run_id}' has no such game; it has {_games_text(reader)}.")
         frames = frames_of(reader.events(game)) if reader.game(game) else []
         if not frames:
             raise NoSuchRunError(f"Run '{run_id}' has no game {game}; it has {_games_text(reader)}.")
@@ -56,20 +83,30 @@ def list_recorded(runs: Path) -> None:
     if not found:
         console.print(as_text(f"No runs are recorded in {runs}; make one with: nlrl run maze"))
         return
-    table = Table("run", "status", "started", "games", box=None)
+    table = Table(box=None, padding=(0, 1), collapse_padding=True)
+    for heading in ("run", "status", "started (UTC)", "games", "does", "got to"):
+        table.add_column(heading, overflow="fold", no_wrap=heading == "started (UTC)")
     for run in found:
-        table.add_row(*map(Text, (run.id, run.status, run.started, f"{run.finished_games}/{run.games}")))
+        games = f"{run.finished_games}/{run.games}"
+        started = run.started[:16].replace("T", " ")
+        cells = (run.id, run.status, started, games, one_line(run.does, 60), one_line(run.phase, 40))
+        table.add_row(*map(as_text, cells))
     console.print(table)
 
 
-def export_recorded(runs: Path, run_id: str, target: Path) -> None:
-    """Write a run's conversations to a `.jsonl` file, or else its tables as Parquet into a new folder."""
+def export_recorded(runs: Path, run_id: str, target: Path, *, lessons: bool = False) -> None:
+    """Write a run's conversations to a `.jsonl` file, or else its tables as Parquet into a new folder.
+
+    With `lessons`, the data set of each training instead, one file each in a new folder.
+    """
     with RunReader.open(recorded(runs, run_id)) as reader:
-        if target.suffix == ".jsonl":
+        if lessons:
+            said = ", ".join(f"{count:,} examples in {name}" for name, count in export_datasets(reader, target).items())
+        elif target.suffix == ".jsonl":
             said = f"{export_chat(reader, target):,} conversations"
         else:
             said = ", ".join(f"{count:,} {table}" for table, count in export_parquet(reader, target).items())
-    Console().print(as_text(f"Wrote {target}: {said}"))
+    Console().print(as_text(f"Wrote {target}: {said or 'nothing, for the run has none'}"))
 
 
 def remove_recorded(runs: Path, run_id: str) -> None:
@@ -93,7 +130,12 @@ def recorded(runs: Path, run_id: str) -> Path:
 
 def _games_text(reader: RunReader) -> str:
     ((first, last),) = reader.rows("SELECT min(game), max(game) FROM games")
-    return "none" if first is None else f"games {first} to {last}"
+    played = [phase for phase in phases(reader) if phase.games]
+    if not any(phase.iteration for phase in played):
+        return "none" if first is None else f"games {first} to {last}"
+    loops = [phase for phase in played if phase.stage == played[0].stage][:12]
+    listed = ", ".join(f"{phase.games} of --iteration {phase.iteration} --phase {phase.name}" for phase in loops)
+    return f"games {first} to {last}: {listed}"
 
 
 def table_of(results: dict[str, Any]) -> RunResult | None:

@@ -91,16 +91,19 @@ def resume(
 @app.command()
 def replay(
     run_id: Annotated[str, typer.Argument(help="The record's name; see `nlrl runs`.")],
-    game: Annotated[int, typer.Option(help="Number of the game.")] = 0,
+    game: Annotated[int | None, typer.Option(help="Number of the game, in the run or in the phase.")] = None,
+    iteration: Annotated[int | None, typer.Option(help="Of a loop that learns.")] = None,
+    phase: Annotated[str | None, typer.Option(help="collect, improve or evaluate.")] = None,
     runs: RunsFolder = RUNS,
     svg: Annotated[Path | None, typer.Option(help="Write a moment of the game as an SVG picture instead.")] = None,
     cast: Annotated[Path | None, typer.Option(help="Write the whole game as an asciicast (.cast) instead.")] = None,
     frame: Annotated[int, typer.Option(help="Which moment, for --svg; the last by default.")] = -1,
 ) -> None:
     """Step through a recorded game: n next, p previous, q quit."""
-    from nlrl.archive import replay_recorded
+    from nlrl.archive import Which, replay_recorded
 
-    replay_recorded(runs, run_id, game, svg if cast is None else cast.with_suffix(".cast"), frame)
+    which = Which(game, iteration, phase)
+    replay_recorded(runs, run_id, which, svg if cast is None else cast.with_suffix(".cast"), frame)
 
 
 @app.command(name="runs")
@@ -115,12 +118,13 @@ def runs_(runs: RunsFolder = RUNS) -> None:
 def export(
     run_id: Annotated[str, typer.Argument(help="The record's name; see `nlrl runs`.")],
     target: Annotated[Path, typer.Argument(help="A .jsonl file for conversations, or a new folder for Parquet.")],
+    lessons: Annotated[bool, typer.Option("--lessons", help="What each student was trained on, by iteration.")] = False,
     runs: RunsFolder = RUNS,
 ) -> None:
-    """Write a run for other tools: its calls as chat JSON lines, or all its tables as Parquet."""
+    """Write a run for other tools: its calls as chat JSON lines, all its tables as Parquet, or its training data."""
     from nlrl.archive import export_recorded
 
-    export_recorded(runs, run_id, target)
+    export_recorded(runs, run_id, target, lessons=lessons)
 
 
 @app.command()

@@ -141,7 +141,7 @@ def export_chat(reader: RunReader, path: Path) -> int:
         StoreError: the file cannot be written.
     """
     count = 0
-    with _writing(path), path.open("w", encoding="utf-8", newline="\n") as file:
+    with writing(path), path.open("w", encoding="utf-8", newline="\n") as file:
         for call in reader.calls():
             if call.failure is not None or call.completion.finish_reason == "error":
                 continue
@@ -167,7 +167,7 @@ def export_parquet(reader: RunReader, folder: Path) -> dict[str, int]:
     except ImportError as error:
         raise ConfigError("Parquet needs pyarrow: pip install 'nlrl[export]', or export to a .jsonl file.") from error
     counts: dict[str, int] = {}
-    with _writing(folder):
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise StoreError(f"'{folder}' is not empty; name a new folder.")
@@ -190,7 +190,7 @@ def export_parquet(reader: RunReader, folder: Path) -> dict[str, int]:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """Whatever goes wrong while a file is written, as one sentence."""
     try:
         yield

@@ -70,6 +70,10 @@ class RunSummary:
     """ISO 8601, UTC; empty when unreadable."""
     games: int = 0
     finished_games: int = 0
+    does: str = ""
+    """What it does: its loop and its game."""
+    phase: str = ""
+    """The last phase that began, of a loop that learns."""
 
 
 class RunReader:
@@ -332,6 +336,15 @@ def list_runs(root: Path | str) -> list[RunSummary]:
 def _summary(path: Path) -> RunSummary:
     try:
         with RunReader.open(path) as run:
-            return RunSummary(path.name, run.status, run.started, *run.counts())
+            return RunSummary(path.name, run.status, run.started, *run.counts(), *_does(run))
     except StoreError:
         return RunSummary(path.name, "unreadable", "")
+
+
+def _does(run: RunReader) -> tuple[str, str]:
+    """What a run does, and the phase it got to."""
+    env = run.config.get("env")
+    game = str(env.get("id", "")) if isinstance(env, dict) else ""
+    loop = str(run.config.get("loop", "policy_iteration")).replace("_", " ")
+    last = run.rows("SELECT iteration, name FROM phases WHERE iteration > 0 ORDER BY number DESC LIMIT 1")
+    return f"{loop} on {game}" if game else loop, f"iteration {last[0][0]}, {last[0][1]}" if last else ""

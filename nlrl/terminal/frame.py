@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from nlrl.safe_text import one_line
-from nlrl.types import Event, GameEnd, GameStart, Step
+from nlrl.types import Decision, Event, GameEnd, GameStart, Step
 
 OUTCOMES = {
     "success": "reached the goal",
@@ -15,6 +15,13 @@ OUTCOMES = {
     "failure": "lost",
 }
 """`GameEnd.outcome` in words, for games that say nothing themselves."""
+
+
+def mover_text(decision: Decision) -> str:
+    """Who moved, in games of two: the seat's name, and whether an opponent has it; "" in games of one."""
+    if decision.player == "player":
+        return ""
+    return f"{one_line(decision.player, 20)}{'' if decision.own else ' (opponent)'}: "
 
 
 def outcome_text(end: GameEnd) -> str:

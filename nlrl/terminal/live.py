@@ -194,7 +194,7 @@ class LiveView:
         left = phase.seconds_left(stats.seconds)
         times = clock_text(stats.seconds) + ("" if left is None else f", about {clock_text(left)} left")
         bar.add_row(
-            Text(f" {phase.unit} {done}/{total}"),
+            Text(f" {phase.unit} {done}/{total}" if phase.unit != "examples" else f" {total} examples"),
             ProgressBar(total=max(total, 1), completed=done, complete_style="bright_green", style="grey23"),
             Text(times + " "),
         )
@@ -284,7 +284,7 @@ class PlainView:
         done, total = phase.progress(stats.calls)
         parts = [
             f"{clock_text(stats.seconds)}",
-            f"{phase.unit} {done}/{total or stats.games_total}",
+            f"{phase.unit} {done}/{total or stats.games_total}" if phase.unit != "examples" else f"{total} examples",
             *([f"moves {phase.moves:,}"] if phase.moves or phase.unit == "games" else []),
             *([self._so_far()] if phase.done else []),
             f"calls {stats.calls:,}, bad {stats.bad_replies:,}",

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nlrl.safe_text import as_text, one_line
-from nlrl.terminal.frame import Frame, outcome_text
+from nlrl.terminal.frame import Frame, mover_text, outcome_text
 from nlrl.types import Candidate, Decision
 
 GLYPH_STYLES = {"█": "grey39", "@": "bold bright_green", "G": "bold bright_yellow", "·": "green"}
@@ -63,7 +63,9 @@ def game_view(frame: Frame, console: Console, width: int, rows: int) -> Renderab
     picture = picture_text(frame.picture)
     lines = picture.plain.split("\n")
     needed = max((len(line) for line in lines), default=0) + 4
-    title = "" if frame.step is None else one_line(frame.step.action or "no move", 24)
+    title = ""
+    if frame.step is not None:
+        title = mover_text(frame.step.decision) + one_line(frame.step.action or "no move", 24)
     if width >= SIDE_BY_SIDE and needed <= width - 36 and len(lines) + 2 <= rows:
         # Evaluations are sentences: where there are rows to spare they get them.
         inner = min(max(len(lines), LEAST_ROWS), rows - 2)
@@ -101,6 +103,8 @@ def decision_lines(frame: Frame, console: Console, width: int, rows: int) -> lis
     if frame.step is None:
         return [Text("Looking ahead for the first move …", style="dim italic", no_wrap=True)]
     decision = frame.step.decision
+    if not decision.own:
+        return [Text("The opponent moved.", style="dim italic", no_wrap=True)]
     notes = _failure_lines(decision, width)
     if decision.choice is None:
         return [Text("No reply could be used.", style="bold red"), *notes][:rows]

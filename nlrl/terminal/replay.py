@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.text import Text
 
 from nlrl.safe_text import as_text, one_line
-from nlrl.terminal.frame import Frame, outcome_text
+from nlrl.terminal.frame import Frame, mover_text, outcome_text
 from nlrl.terminal.keys import ReadKey, terminal_keys
 from nlrl.terminal.panels import game_line, game_view
 
@@ -147,17 +147,19 @@ def _move_lines(frame: Frame) -> list[str]:
     if step is None:
         return []
     legal = "" if step.legal else " (illegal)"
-    lines = [
-        f"{frame.moves}. {one_line(step.action, 80) or 'no move'}{legal}: {step.reward:g}, return {step.total_return:g}"
-    ]
+    moved = f"{mover_text(step.decision)}{one_line(step.action, 80) or 'no move'}"
+    lines = [f"{frame.moves}. {moved}{legal}: {step.reward:g}, return {step.total_return:g}"]
     choice = step.decision.choice
-    if choice is not None:
+    if choice is not None and step.decision.own:
         lines.append(f"   thought: {one_line(choice.thought, 2000)}")
         for candidate in choice.candidates_A:
             mark = "*" if candidate.action == choice.action else " "
             lines.append(f"   {mark} {one_line(candidate.action, 80)}: {one_line(candidate.value.text, 2000)}")
     lines += [f"   bad reply, {failure.kind}: {one_line(failure.reason, 500)}" for failure in step.decision.failures]
-    lines.append(f"   {one_line(step.observation, 2000)}")
+    if step.decision.player == "player":
+        lines.append(f"   {one_line(step.observation, 2000)}")
+    else:  # a board is its own observation
+        lines += [f"   {line}" for line in step.picture.rstrip("\n").split("\n")]
     return lines
 
 

@@ -1,11 +1,14 @@
 """Runs of the three loops through the command line's own path, with a table that learns: recorded, resumed, refused."""
 
 import asyncio
+import json
+import sys
 from pathlib import Path
 
 import pytest
 from small_runs import digest_of, play
 
+from nlrl.cli import main
 from nlrl.config import RunConfig, load_config, recipes
 from nlrl.errors import BudgetError, ConfigError, EnvError, ResumeError, StoreError
 from nlrl.session import Place, print_estimate, resume_recorded, run_recorded
@@ -180,3 +183,51 @@ def test_roles_have_engines_of_their_own(tmp_path):
     with RunReader.open(tmp_path / "run") as run:
         assert set(run.results["engines"]) == {"policy", "teacher"}
         assert {"model.fingerprint", "teacher.model.fingerprint", "teacher.prompts.improve"} <= run.identity.keys()
+
+
+def nlrl_says(capsys, *arguments: str) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["nlrl", *arguments])
+        patch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as left:
+            main()
+    printed = capsys.readouterr()
+    return printed.out if left.value.code in (0, None) else printed.err
+
+
+def test_runs_say_what_they_do_and_where_they_got_to(whole, capsys):
+    lines = nlrl_says(capsys, "runs", "--runs", str(whole)).splitlines()
+    (line,) = [line for line in lines if line.split()[:1] == ["actor-critic"]]
+    assert "actor critic on tic_tac_toe" in line
+    assert "iteration 2, evaluate" in line
+
+
+def test_a_game_of_two_is_replayed_with_both_seats(whole, capsys):
+    which = ["--iteration", "2", "--phase", "evaluate", "--game", "1"]
+    said = nlrl_says(capsys, "replay", "actor-critic", "--runs", str(whole), *which)
+    assert said.startswith("actor-critic, game 25000001")
+    assert "1. O (opponent): " in said
+    assert "2. X: " in said
+    assert said.count("---------") > 4
+    with RunReader.open(whole / "actor-critic") as run:
+        assert run.events(25000001)[-1].ending.rstrip(".") in said
+    refused = nlrl_says(capsys, "replay", "actor-critic", "--runs", str(whole), "--iteration", "7")
+    assert "no such game" in refused
+    assert "4 of --iteration 2 --phase evaluate" in refused
+
+
+def test_the_data_set_of_each_iteration_is_exported_as_chat(whole, tmp_path, capsys):
+    said = nlrl_says(capsys, "export", "actor-critic", str(tmp_path / "lessons"), "--lessons", "--runs", str(whole))
+    files = sorted(path.name for path in (tmp_path / "lessons").iterdir())
+    assert files == [f"iteration-{i}-{student}.jsonl" for i in (1, 2) for student in ("policy", "value")]
+    lines = [json.loads(line) for line in (tmp_path / "lessons" / files[1]).read_text().splitlines()]
+    assert f"{len(lines):,} examples in iteration-1-value.jsonl" in " ".join(said.split())
+    with RunReader.open(whole / "actor-critic") as run:
+        for line, example in zip(lines, dataset(run, 1, "value"), strict=True):
+            assert [tuple(message.values()) for message in line["messages"]] == [
+                *example.messages,
+                ("assistant", example.target),
+            ]
+            assert (line["id"], line["games"]) == (example.id, list(example.sources))
+    again = nlrl_says(capsys, "export", "actor-critic", str(tmp_path / "lessons"), "--lessons", "--runs", str(whole))
+    assert "is not empty; name a new folder" in again
