@@ -11,7 +11,7 @@ Many games are played at once: the learner is asked for all games in which it is
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -38,6 +38,8 @@ class Turn:
     """Whether the game ended before another turn of the learner's; nothing follows to be bootstrapped from."""
     note: Any = None
     """What the policy keeps of its choice, such as its log-probability."""
+    state: Any = None
+    """The game's state before the move."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +137,7 @@ def _move(one: _Playing, action: str, situation: Situation | None = None, move: 
     """Makes a move; its reward is added to the learner's last turn, which may be this one."""
     seat = seat_in(one.env, one.game)
     if situation is not None and seat_of(one.env) == seat:
-        one.turns.append(Turn(situation, move, 0.0, False, note))
+        one.turns.append(Turn(situation, move, 0.0, False, note, one.env.state))
     result = one.env.step(action)
     reward = rewards_of(result)[seat]
     one.step, one.total = one.step + 1, one.total + reward
@@ -146,4 +148,4 @@ def _move(one: _Playing, action: str, situation: Situation | None = None, move: 
         one.outcome = "success" if success else "horizon" if result.truncated else "failure"
     if one.turns:
         last = one.turns[-1]
-        one.turns[-1] = Turn(last.situation, last.move, last.reward + reward, over, last.note)
+        one.turns[-1] = replace(last, reward=last.reward + reward, terminal=over)

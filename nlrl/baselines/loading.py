@@ -42,9 +42,11 @@ def load_learner(
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
     import nlrl_backbones  # noqa: F401  makes our architectures known to transformers
 
+    logging.disable_progress_bar()
     resolved, _ = opened(backbone)
     assert resolved.path is not None
     prompt_set = prompts or resolved.prompt_set or "full"

@@ -60,6 +60,8 @@ class Grades:
         if self.moves is not None:
             yield from _of_moves(self.moves)
         for role, replies in self.replies.items():
+            if not replies.parsed.count:
+                continue
             for name in ("parsed", "legal", "at_first", "unanswered"):
                 yield f"replies {role}/{name.replace('_', ' ')}", getattr(replies, name)
         for kind, values in self.values.items():
