@@ -6,13 +6,14 @@ import asyncio
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
 
 from nlrl.archive import recorded, table_of
+from nlrl.ask import Asker
 from nlrl.budget import Gate, is_limited
 from nlrl.cast import Cast, Speaker, open_cast, prompt_rows
 from nlrl.config import RunConfig, with_overrides
@@ -21,18 +22,18 @@ from nlrl.estimate import estimate, lines
 from nlrl.limits import exact_rows
 from nlrl.manifest import check_same, flat, identity, is_free
 from nlrl.recorded import Answers, RecordedEngine
-from nlrl.run import Stage, build_models, stages, title_of, versions
+from nlrl.run import Stage, asker, build_models, stages, title_of, versions
 from nlrl.safe_text import as_text
 from nlrl.scores import Scores
 from nlrl.store import Manifest, RunReader, RunStore, new_run_id
 from nlrl.store_schema import check_run_id
-from nlrl.students import build_students, check_students
+from nlrl.students import build_students, check_students, open_past
 from nlrl.task import Task, build_task
 from nlrl.terminal.live import View, open_view
 from nlrl.terminal.notes import engines_text, model_name, note_of, phase_text
 from nlrl.terminal.result import RunResult, result_table
 from nlrl.terminal.stats import Stats
-from nlrl.types import GameEnd, LoopEvent, PhaseStart
+from nlrl.types import GameEnd, LoopEvent, PhaseStart, Trained
 from nlrl_envs.base import seats_of
 
 INTERRUPTED = 130
@@ -171,6 +172,8 @@ class Run:
             for model in self._engines.values():
                 with suppress(NlrlError):  # what stopped the run is told already
                     await model.drain()
+            for speaker in self._engines.keys() - set(self.cast.speakers.values()):
+                await speaker.engine.close()
             seconds = time.perf_counter() - begun
             outcome = self._outcome(scores, seconds)
             self._finish(status, outcome, seconds)
@@ -186,13 +189,24 @@ class Run:
         """Put the record between the run and its engines; what is to be done with them."""
         config, store = self.config, self.store
         gate = Gate(config.budget, store.totals) if is_limited(config.budget) else None
-        for speaker in self.cast.speakers.values():
+
+        def put_between(speaker: Speaker) -> RecordedEngine:
             strict = speaker.config.constraints == "require"
-            self._engines[speaker] = RecordedEngine(
-                speaker.engine, store, gate=gate, reused=reused, require_constraints=strict
-            )
+            engine = RecordedEngine(speaker.engine, store, gate=gate, reused=reused, require_constraints=strict)
+            self._engines[speaker] = engine
+            return engine
+
+        def past(trained: Trained) -> Asker:
+            speaker = open_past(config, self.task, self.cast.policy, trained, store.path)
+            return asker(speaker, put_between(speaker), self.task, config.seed)
+
+        for speaker in self.cast.speakers.values():
+            put_between(speaker)
         students = build_students(config, self.cast, self._engines, store)
-        return stages(config, self.task, build_models(config, self.task, self.cast, self._engines), students)
+        models = build_models(config, self.task, self.cast, self._engines)
+        if config.env.opponent == "pool" or config.training.past_share:
+            models = replace(models, past=past)
+        return stages(config, self.task, models, students)
 
     async def _go_through(self, stage: Stage, view: View, scores: Scores) -> None:
         self.store.begin_stage(stage.name)

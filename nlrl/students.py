@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nlrl import registry
-from nlrl.cast import Cast, Speaker
+from nlrl.cast import Cast, Speaker, build_engine
 from nlrl.config import RunConfig
 from nlrl.config_parts import DistilConfig, EngineConfig
 from nlrl.errors import ConfigError
 from nlrl.learn import Student, Students
 from nlrl.recorded import RecordedEngine
 from nlrl.store import RunStore
+from nlrl.task import Task
 from nlrl.types import Example, StudentName, Trained
 
 LOCAL = ("vllm", "torch")
@@ -78,6 +79,20 @@ def build_students(
             inner = speaker.table or _distilled(config, cast, speaker, models[speaker], store)
             made[speaker] = RecordedStudent(inner, models[speaker], store)
     return Students(made[cast.value], made[cast.policy])
+
+
+def open_past(config: RunConfig, task: Task, speaker: Speaker, trained: Trained, run: Path) -> Speaker:
+    """The policy as it is right after a training, for games against past policies; an engine of its own.
+
+    A table is copied. A model is opened from its checkpoint in the run's folder by the torch engine, whatever runs the
+    present one: several vLLM engines would each want their share of the accelerator.
+    """
+    if speaker.table is not None:
+        copied = speaker.table.copy()
+        return replace(speaker, engine=build_engine(speaker.config, config, task, copied), table=copied)
+    folder = run / "checkpoints" / trained.checkpoint if trained.checkpoint else _folder(speaker)
+    table = speaker.config.model_copy(update={"kind": "torch", "backbone": str(folder)})
+    return replace(speaker, config=table, engine=build_engine(table, config, task))
 
 
 def _distilled(config: RunConfig, cast: Cast, speaker: Speaker, model: RecordedEngine, store: RunStore) -> Student:

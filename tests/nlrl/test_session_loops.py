@@ -25,6 +25,7 @@ FEW = {
 }
 LOOPS = {
     "actor_critic": ("tic_tac_toe", {}),
+    "self_play": ("breakthrough_self_play", {"env.map": "4x4"}),
     "td_values": (
         "breakthrough",
         {
@@ -71,11 +72,11 @@ def test_a_loop_is_recorded_from_the_untrained_model_to_the_table(whole, name):
     with RunReader.open(whole / name.replace("_", "-")) as run:
         assert run.status == "finished"
         found = phases(run)
-        assert found[0].stage == name
+        assert found[0].stage == run.config["loop"]
         assert [p.number for p in found] == list(range(len(found)))
         assert {p.iteration for p in found} == {0, 1, 2}
         done = trainings(run)
-        wanted = {"actor_critic": 4, "td_values": 2, "policy_iteration": 2}[name]
+        wanted = {"actor_critic": 4, "self_play": 4, "td_values": 2, "policy_iteration": 2}[name]
         assert len(done) == len(datasets(run)) == wanted
         for training in done:
             examples = list(dataset(run, training.iteration, training.student))
