@@ -49,29 +49,31 @@ def opponent_agent(opponent: Opponent) -> Agent:
     games nor Ctrl-C waiting, and who comes while it runs is moved by the next.
     """
     waiting: list[tuple[SeatedEnv, np.random.Generator, asyncio.Future[str]]] = []
-    moving: set[asyncio.Task[None]] = set()
+    moving: list[asyncio.Task[None]] = []
 
     async def move_all() -> None:
-        while waiting:
-            # Games whose models answered in one batch come here in the same turn of the event loop.
-            await asyncio.sleep(0)
-            games, rngs, places = zip(*waiting, strict=True)
-            waiting.clear()
-            try:
-                moves = await asyncio.to_thread(opponent, games, rngs)
-            except Exception as error:
-                _settle(places, [error] * len(places))
-            else:
-                _settle(places, moves)
+        try:
+            while waiting:
+                # Games whose models answered in one batch come here in the same turn of the event loop.
+                await asyncio.sleep(0)
+                games, rngs, places = zip(*waiting, strict=True)
+                waiting.clear()
+                try:
+                    moves = await asyncio.to_thread(opponent, games, rngs)
+                except Exception as error:
+                    _settle(places, [error] * len(places))
+                else:
+                    _settle(places, moves)
+        finally:
+            # Here and not in a callback: who comes between the two would wait for a task that has ended.
+            moving.clear()
 
     async def agent(env: TextEnv, history: History, call: CallId, rng: np.random.Generator) -> Decision:
         assert isinstance(env, SeatedEnv), "opponents are for games of two"
         place = asyncio.get_running_loop().create_future()
         waiting.append((env, rng, place))
         if not moving:
-            task = asyncio.create_task(move_all())
-            moving.add(task)
-            task.add_done_callback(moving.discard)
+            moving.append(asyncio.create_task(move_all()))
         return Decision(call.game, call.step, history, ImprovedPolicy(await place, "opponent"), own=False)
 
     return agent

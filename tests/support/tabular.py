@@ -15,7 +15,7 @@ from nlrl.engine.oracle import OracleEngine, TableStudent
 from nlrl.learn import Students
 from nlrl.operators.masked import Models
 from nlrl.policy import policy_question
-from nlrl.types import CallId, LoopEvent, Situation
+from nlrl.types import CallId, LoopEvent, Situation, Trained
 from nlrl_envs.base import TextEnv, seat_of, seats_of
 from nlrl_prompts import load
 
@@ -50,6 +50,16 @@ class Tabular:
         self.ask = Asker(self.engine, load("arithmetic", "any"), self.env.task, seed=self.seed)
         self.models = Models(self.ask, self.ask, self.ask)
         self.students = Students(self.table, self.table)
+
+    def keep_past(self, asked: list[Trained]) -> None:
+        """Let the loop play against what was learned earlier; `asked` takes down which trainings it wanted."""
+
+        def past(trained: Trained) -> Asker:
+            asked.append(trained)
+            engine = Watched(self.values, student=self.table.copy(), unknown=self.unknown, explore=self.explore)
+            return replace(self.ask, engine=engine)
+
+        self.models = replace(self.models, past=past)
 
     def plays(self, env: TextEnv) -> str:
         """The move of the learned policy at temperature 0."""
