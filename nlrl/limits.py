@@ -9,6 +9,7 @@ from nlrl.scores import mean_row
 from nlrl.task import Task
 from nlrl.terminal.result import ResultRow
 from nlrl_envs.base import SeatedEnv, seats_of
+from nlrl_envs.frozen_lake import FrozenLakeText
 from nlrl_envs.game_table import (
     Match,
     best_response,
@@ -35,7 +36,9 @@ def exact_rows(config: RunConfig, task: Task) -> list[ResultRow]:
     if task.reference is not None:
         exact = task.reference
         random = mean_row("random policy (exact)", exact.random_returns_G, exact.random_success_G, exact=True)
-        optimum = mean_row("optimum (exact)", exact.optimal_returns_G, [1.0] * len(task.starts_G), exact=True)
+        # On ice a game is worth 1 when the goal is reached; in a maze the best way always reaches it.
+        reached = exact.optimal_returns_G if isinstance(task.env, FrozenLakeText) else [1.0] * len(task.starts_G)
+        optimum = mean_row("optimum (exact)", exact.optimal_returns_G, reached, exact=True)
         return [random, optimum]
     opponent = _OPPONENTS.get(config.env.opponent)
     if opponent is None or task.id not in TABULATED or not isinstance(task.env, SeatedEnv):
