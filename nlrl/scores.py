@@ -19,7 +19,7 @@ from nlrl.evaluate.graders import Grader, make_grader
 from nlrl.evaluate.grades import Grades
 from nlrl.evaluate.moves import MoveGrades, grade_moves
 from nlrl.evaluate.rates import mean_of
-from nlrl.evaluate.values import ValueGrades, exact_labels, grade_values, label_key, result_labels
+from nlrl.evaluate.values import ValueGrades, exact_labels, grade_values, label_key, result_labels, unanswered
 from nlrl.task import Task
 from nlrl.terminal.result import ResultRow
 from nlrl.types import Estimated, Evaluation, Failure, GameEnd, Group, Improved, LoopEvent, PhaseStart, Step, Trained
@@ -184,21 +184,27 @@ class Scores:
             ]
         elif phase.estimated is not None:
             said = [one for one in phase.estimated.evaluations if one.value.source == "model"]
-        said = _thinned(said, self._most)
+        noted = phase.improved or phase.estimated
         found: dict[str, ValueGrades] = {}
-        if not said or self._grader is None:
+        if self._grader is None or noted is None:
             return found
+        # Questions without a usable answer are wrong answers: to leave them out would reward silence.
+        lost, unplaced = unanswered(noted.failures, said, phase.improved.situations_S if phase.improved else ())
+        kept = min(1.0, self._most / max(len(said), 1))
+        said = _thinned(said, self._most)
+        lost, unplaced = _thinned(lost, round(kept * len(lost))), round(kept * unplaced)
         sides = self._seats if len(self._seats) > 1 else ("player", "nobody")
         between = (self._grader.low, self._grader.high)
-        labels = {"exact": exact_labels([(one.situation, one.action) for one in said], self._grader)}
+        pairs = [*((one.situation, one.action) for one in said), *lost]
+        labels = {"exact": exact_labels(pairs, self._grader)}
         if phase.improved is not None:
             labels["results"] = result_labels(self._groups)
         for kind, known in labels.items():
-            asked = {label_key(one.situation, one.action) for one in said}
+            asked = {label_key(situation, action) for situation, action in pairs}
             shared = {key: label for key, label in known.items() if key in asked}
             graded = [one for one in said if label_key(one.situation, one.action) in shared]
-            if graded:
-                found[kind] = grade_values(graded, shared, seats=sides, between=between)
+            if shared or unplaced:
+                found[kind] = grade_values(graded, shared, seats=sides, between=between, unplaced=unplaced)
         return found
 
 

@@ -23,7 +23,7 @@ from nlrl.evaluate.graders import Grader, make_grader
 from nlrl.evaluate.moves import MoveGrades, grade_moves
 from nlrl.evaluate.rates import Mean, Rate
 from nlrl.evaluate.replies import ReplyGrades, grade_replies
-from nlrl.evaluate.values import ValueGrades, exact_labels, grade_values, result_labels
+from nlrl.evaluate.values import ValueGrades, exact_labels, grade_values, result_labels, unanswered
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,4 +108,5 @@ __all__ = [
     "grade_values",
     "make_grader",
     "result_labels",
+    "unanswered",
 ]

@@ -20,7 +20,7 @@ import numpy as np
 
 from nlrl.evaluate.graders import Grader, exact_value
 from nlrl.evaluate.rates import Rate
-from nlrl.types import Evaluation, Group, History, Situation
+from nlrl.types import Evaluation, Failure, Group, History, Situation
 from nlrl.values.calibration import Calibration, calibrate
 
 LabelKey = tuple[tuple[str, History], str | None]
@@ -58,14 +58,17 @@ class ValueGrades:
     """Labels within `least` of the middle, which accuracy leaves out and calibration does not."""
 
 
-def accuracy_of(pairs_I: Iterable[tuple[str | None, str]], unparsed: int = 0) -> Accuracy:
-    """Of (side that was named, true side) pairs; None stands for no side, `unparsed` of them for want of an answer."""
+def accuracy_of(pairs_I: Iterable[tuple[str | None, str]], unparsed: int = 0, unplaced: int = 0) -> Accuracy:
+    """Of (side that was named, true side) pairs; None stands for no side, `unparsed` of them for want of an answer.
+
+    `unplaced` answers are wanting besides, without a known true side: wrong, and in no side's rate.
+    """
     pairs = list(pairs_I)
     truths = Counter(true for _, true in pairs)
     right = Counter(true for said, true in pairs if said == true)
     return Accuracy(
-        right=Rate(sum(right.values()), len(pairs)),
-        unparsed=unparsed,
+        right=Rate(sum(right.values()), len(pairs) + unplaced),
+        unparsed=unparsed + unplaced,
         undecided=sum(said is None for said, _ in pairs) - unparsed,
         by_side=tuple((side, Rate(right[side], truths[side])) for side in sorted(truths)),
     )
@@ -78,6 +81,7 @@ def grade_values(
     seats: Sequence[str] = ("player", "nobody"),
     between: tuple[float, float] = (-1.0, 1.0),
     least: float = 0.0,
+    unplaced: int = 0,
 ) -> ValueGrades:
     """Grades the numbers that evaluations state.
 
@@ -89,6 +93,7 @@ def grade_values(
             `balanced` balances: in games of two who wins, not whether the mover does.
         between: the smallest and the largest return there can be; halfway lies the middle between the sides.
         least: labels nearer to the middle than this, and those in it, have no side.
+        unplaced: questions without a usable answer whose situation is not known (`unanswered`): wrong as well.
 
     Raises:
         ValueError: an evaluation has no label, or a player is no seat.
@@ -113,12 +118,31 @@ def grade_values(
             unparsed += number is None
             said = None if number is None or number == middle else _side(player, number > middle, seats)
             pairs.append((said, _side(player, label > middle, seats)))
-    return ValueGrades(accuracy_of(pairs, unparsed), calibrate(numbers, *between), sideless)
+    return ValueGrades(accuracy_of(pairs, unparsed, unplaced), calibrate(numbers, *between), sideless)
 
 
 def label_key(situation: Situation, action: str | None = None) -> LabelKey:
     """What labels are looked up by."""
     return situation.key, action
+
+
+def unanswered(
+    failures: Iterable[Failure], evaluations: Iterable[Evaluation], situations: Iterable[Situation] = ()
+) -> tuple[list[tuple[Situation, str | None]], int]:
+    """What was asked for an evaluation and has none: (situation, move) pairs, and how many more cannot be placed.
+
+    Args:
+        failures: the bad replies; those to policies and improvers are passed over.
+        evaluations: what came of the other questions, and of these when they were asked again.
+        situations: where questions were asked; those of `evaluations` are known besides.
+    """
+    said = list(evaluations)
+    known = {(s.call.game, s.call.step): s for s in (*(one.situation for one in said), *situations)}
+    answered = {(one.situation.call.game, one.situation.call.step, one.action) for one in said}
+    asked = {(f.call.game, f.call.step, f.call.action) for f in failures if f.call.role not in ("policy", "improve")}
+    lost = sorted(asked - answered, key=repr)
+    pairs = [(known[game, step], action) for game, step, action in lost if (game, step) in known]
+    return pairs, len(lost) - len(pairs)
 
 
 def exact_labels(pairs_I: Iterable[tuple[Situation, str | None]], grader: Grader) -> dict[LabelKey, float]:

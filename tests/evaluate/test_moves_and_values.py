@@ -11,9 +11,9 @@ from nlrl.evaluate.grades import Grades, grade_games
 from nlrl.evaluate.moves import grade_moves
 from nlrl.evaluate.rates import Rate
 from nlrl.evaluate.reading import read_board, read_lake, read_maze
-from nlrl.evaluate.values import exact_labels, grade_values, label_key, result_labels
+from nlrl.evaluate.values import exact_labels, grade_values, label_key, result_labels, unanswered
 from nlrl.play import Games, play_all
-from nlrl.types import CallId, Evaluation, GameEnd, Group, LanguageValue, LookAhead, Situation, Step
+from nlrl.types import CallId, Evaluation, Failure, GameEnd, Group, LanguageValue, LookAhead, Role, Situation, Step
 from nlrl_envs.breakthrough import Breakthrough
 from nlrl_envs.connect_four import ConnectFour
 from nlrl_envs.frozen_lake import FrozenLakeText
@@ -188,3 +188,21 @@ def test_both_kinds_of_label():
     games = tuple(LookAhead((), ("3",), (r,), "over") for r in (1.0, 1.0, -1.0, 1.0))
     found = result_labels([Group(here, "3", games[:2]), Group(here, "3", games[2:]), Group(here, "6", games[:1])], 4)
     assert found == {label_key(here, "3"): 0.5}
+
+
+def test_questions_without_an_answer_are_placed_where_that_can_be_done():
+    here, there = situation(3, "s3", "O"), situation(4, "s4", "X")
+
+    def bad(game, role: Role, action=None, attempt=0):
+        return Failure(CallId(game, 0, role, action, attempt=attempt), "format", "", "")
+
+    failures = [
+        bad(3, "value", "1"), bad(3, "value", "2"), bad(3, "value", "2", attempt=1),  # 1 was answered when asked again
+        bad(4, "value"), bad(7, "value"), bad(8, "policy"), bad(3, "improve"),
+    ]  # fmt: skip
+    lost, unplaced = unanswered(failures, [stated(here, 0.5, "1")], [there])
+    assert (lost, unplaced) == ([(here, "2"), (there, None)], 1)
+    labels = {label_key(here, "1"): 1.0, label_key(here, "2"): 1.0, label_key(there): -1.0}
+    grades = grade_values([stated(here, 0.5, "1")], labels, seats=("O", "X"), unplaced=unplaced).accuracy
+    assert (grades.right, grades.unparsed, grades.undecided) == (Rate(1, 4), 3, 0)
+    assert dict(grades.by_side) == {"O": Rate(1, 3)}
