@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from nlrl.evaluate.faithfulness import Faithfulness, grade_faithfulness
 from nlrl.evaluate.games import GameGrades, grade_games
 from nlrl.evaluate.graders import Grader, make_grader
 from nlrl.evaluate.grades import Grades
@@ -49,6 +50,7 @@ class PhaseScores:
     trained: Trained | None = None
     moves: MoveGrades | None = None
     values: dict[str, ValueGrades] = field(default_factory=dict)
+    faithfulness: Faithfulness | None = None
 
     @property
     def calls(self) -> int:
@@ -91,6 +93,7 @@ class Scores:
         """What a stage's row is called, where not like the stage."""
         self._moves = moves
         """Whether rows say how often moves were the best."""
+        self._id = task.id
         self._seats = seats_of(task.env)
         self._grader: Grader | None = make_grader(task.env) if exact else None
         self._most = MOST_SEARCHED if task.id == "connect_four" else MOST_GRADED
@@ -134,7 +137,10 @@ class Scores:
         now.steps.sort(key=lambda step: (step.game, step.step))
         if self._grader is not None and now.steps:
             now.moves = grade_moves(_thinned(now.steps, self._most), self._grader)
-        now.values = self._values(now)
+        said = _said(now)
+        now.values = self._values(now, said)
+        if said:
+            now.faithfulness = grade_faithfulness(_thinned(said, self._most), self._id)
         figures = _figures(now, self._seats)
         if now.estimated is not None and now.name == "estimate":
             self._groups = [Group(e.situation, e.action, e.games_K) for e in now.estimated.evaluations]
@@ -172,18 +178,7 @@ class Scores:
         games = grade_games(phase.ends, self._seats)
         return game_row(name, games, optimal)
 
-    def _values(self, phase: PhaseScores) -> dict[str, ValueGrades]:
-        """Stated values: of a value student's candidates, or of what was asked without acting."""
-        said: list[Evaluation] = []
-        if phase.improved is not None:
-            pairs = zip(phase.improved.situations_S, phase.improved.choices_S, strict=True)
-            said = [
-                Evaluation(situation, candidate.action, candidate.value)
-                for situation, choice in pairs
-                for candidate in (choice.candidates_A if choice else ())
-            ]
-        elif phase.estimated is not None:
-            said = [one for one in phase.estimated.evaluations if one.value.source == "model"]
+    def _values(self, phase: PhaseScores, said: list[Evaluation]) -> dict[str, ValueGrades]:
         noted = phase.improved or phase.estimated
         found: dict[str, ValueGrades] = {}
         if self._grader is None or noted is None:
@@ -206,6 +201,19 @@ class Scores:
             if shared or unplaced:
                 found[kind] = grade_values(graded, shared, seats=sides, between=between, unplaced=unplaced)
         return found
+
+
+def _said(phase: PhaseScores) -> list[Evaluation]:
+    """Evaluations by a model: of a value student's candidates, or of what was asked without acting."""
+    if phase.improved is not None:
+        pairs = zip(phase.improved.situations_S, phase.improved.choices_S, strict=True)
+        return [
+            Evaluation(situation, candidate.action, candidate.value)
+            for situation, choice in pairs
+            for candidate in (choice.candidates_A if choice else ())
+        ]
+    made = () if phase.estimated is None else phase.estimated.evaluations
+    return [one for one in made if one.value.source == "model"]
 
 
 def mean_row(
@@ -237,7 +245,10 @@ def game_row(name: str, games: GameGrades, optimal: float | None = None) -> Resu
 
 def _figures(phase: PhaseScores, seats: Sequence[str]) -> dict[str, float]:
     grades = Grades(
-        games=grade_games(phase.ends, seats) if phase.ends else None, moves=phase.moves, values=phase.values
+        games=grade_games(phase.ends, seats) if phase.ends else None,
+        moves=phase.moves,
+        values=phase.values,
+        faithfulness=phase.faithfulness,
     )
     found = grades.figures()
     if phase.calls:
