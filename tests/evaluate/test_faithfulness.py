@@ -9,6 +9,7 @@ import pytest
 from nlrl.evaluate.claims import check_text, sentences
 from nlrl.evaluate.faithfulness import CHECKS, grade_faithfulness
 from nlrl.evaluate.rates import Rate
+from nlrl.pretrain.corpus import GAMES
 from nlrl.types import CallId, Evaluation, LanguageValue, LookAhead, Situation
 from nlrl_envs import ENVS
 from nlrl_envs.breakthrough import Breakthrough
@@ -18,6 +19,10 @@ from nlrl_envs.maze import MazeText
 from nlrl_envs.tic_tac_toe import TicTacToe
 from nlrl_prompts import load
 
+ENVS_OF = {
+    "tic_tac_toe": TicTacToe, "breakthrough": Breakthrough, "connect_four": ConnectFour,
+    "frozen_lake": lambda: FrozenLakeText("random"),
+}  # fmt: skip
 EXAMPLE = re.compile(r"\n\nExample:\n(.*?)\nReply:\n(\{[^\n]*\})(?=\n\nExample:|$)", re.DOTALL)
 
 
@@ -196,3 +201,29 @@ def test_long_hostile_text_is_read_in_linear_time(game):
     text = " ".join(str(word) for word in rng.choice(words, 4000))
     grades = grade_faithfulness([evaluation([env.observation], text, 0.0, player=player)], game)
     assert grades.evaluations == 1
+
+
+@pytest.mark.parametrize("game", sorted(GAMES))
+def test_what_the_corpus_says_of_any_position_or_move_is_faithful(game):
+    """The corpus reads boards from prompts and the checker asks the rules: two ways to the same facts."""
+    prompt, rng, said = load("compact", game)["value"], np.random.default_rng(0), []
+    for _ in range(12):
+        env = ENVS_OF[game]()
+        env.reset(rng)
+        while env.legal_actions:
+            player = str(rng.choice(getattr(env, "seats", ("player",))))
+            for action in (None, str(rng.choice(env.legal_actions))):
+                shown = env.observation if action is None else f"{env.observation}{action}\n"
+                history = shown.rstrip("\n")
+                if "$player" in prompt.user:
+                    text = GAMES[game].judge(prompt.render(history=history, player=player))
+                else:
+                    text = GAMES[game].judge(prompt.render(history=history))
+                number = float(text.rpartition("Worth ")[2].rstrip("."))
+                said.append(evaluation([env.observation], text, number, player=player, action=action))
+            env.step(str(rng.choice(env.legal_actions)))
+    grades = grade_faithfulness(said, game)
+    assert grades.true.hits == grades.true.count >= 3 * len(said)
+    assert grades.omitted == grades.partly == 0
+    # What a move that ends the game leaves open is not asked.
+    assert grades.unchecked.share < 0.1
