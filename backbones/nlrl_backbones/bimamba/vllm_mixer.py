@@ -1,6 +1,7 @@
-"""vLLM's Mamba-2 mixer, whose promise to save states within a step is taken back where vLLM 0.32 does not keep it."""
+"""vLLM's Mamba-2 mixer, put right where vLLM 0.32 is wrong on a CPU: states within a step, packed convolutions."""
 
 from dataclasses import replace
+from typing import Any
 
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.mamba.mamba_mixer2 import MambaMixer2
@@ -14,7 +15,14 @@ class Mixer(MambaMixer2):
     With prefix caching the scheduler may let one step run past that end, if the scan gives back the state there. vLLM's
     scan for a CPU gives back the last states alone: a prompt longer than a block then failed, or took the state of
     another row of the batch.
+
+    Its convolution is not packed there. ``MambaMixer2`` multiplies by a view of the matrix as it was first loaded,
+    which a packed matrix leaves behind: a reload then changed nothing. Packing also wants 32 to divide the channels.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.conv1d._cpu_skip_gemm_dispatch = True
 
     def get_kv_cache_spec(self, vllm_config: VllmConfig) -> KVCacheSpec | None:
         spec = super().get_kv_cache_spec(vllm_config)

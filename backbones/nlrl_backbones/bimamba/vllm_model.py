@@ -40,6 +40,7 @@ from .vllm_linear import BinaryConfig
 from .vllm_mixer import Mixer
 from .weights import PROJECTIONS
 
+_PROJECTIONS = tuple(f".mixer.{name}" for name in PROJECTIONS)
 _LATENT = tuple(f".mixer.{name}.weight" for name in PROJECTIONS)
 
 
@@ -162,7 +163,8 @@ class BiMambaForCausalLM(nn.Module, HasInnerState, IsAttentionFree, SupportsMamb
         return self.logits_processor(self.lm_head, hidden_states)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        return AutoWeightsLoader(self).load_weights(self._binarised(weights), mapper=self.hf_to_vllm_mapper)
+        whole = self._binarised(_whole_projections(weights))
+        return AutoWeightsLoader(self).load_weights(whole, mapper=self.hf_to_vllm_mapper)
 
     def _binarised(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
         """The tensors as this engine keeps them.
@@ -196,6 +198,33 @@ class BiMambaForCausalLM(nn.Module, HasInnerState, IsAttentionFree, SupportsMamb
             yield name, tensor
         for root in untold:  # each is named once by its bits, and again by its zeros if there are any
             yield f"{root}.weight_zeros", torch.empty(0, 2, dtype=torch.int32)
+
+
+def _whole_projections(weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors, those of a projection one after another once its matrix and both scales are there.
+
+    Of a latent projection the engine keeps what the three come to, so a part of them cannot be renewed alone.
+    """
+    parts: dict[str, list[tuple[str, torch.Tensor]]] = {}
+    for name, tensor in weights:
+        root = name.rpartition(".")[0]
+        if not root.endswith(_PROJECTIONS):
+            yield name, tensor
+            continue
+        held = parts.setdefault(root, [])
+        held.append((name, tensor))
+        kinds = {name.rpartition(".")[2] for name, _ in held}
+        if {"wscale", "wbias"} <= kinds and kinds & {"weight", "weight_packed"}:
+            yield from held
+            held.clear()
+    lacking = sorted(root for root, held in parts.items() if any(not n.endswith(".weight_zeros") for n, _ in held))
+    if lacking:
+        raise ValueError(
+            f"Bi-Mamba: {lacking[0]} came without its matrix or one of its scales: "
+            "load all tensors of a projection together."
+        )
+    for held in parts.values():
+        yield from held
 
 
 def _check_room(name: str, zeros: int, room: dict[str, int]) -> None:
