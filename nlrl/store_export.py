@@ -37,6 +37,8 @@ LASTING = {
 """The columns of a record that repeat when a run does: all but times, the order of arrival, where the engine was and
 how fast it was asked. Each table's rows are named by its first columns. "@" marks the id of a text, "@@" a list that
 has them; the texts' hashes are taken in their place, for ids are an order of arrival."""
+TIMED_FILE = "training/card.json"
+"""The file of a checkpoint that also says how long the training took (`nlrl.distill.student.CARD`)."""
 REPEATED_RESULTS = ("rows", "failures")
 
 TABLES = {
@@ -111,6 +113,8 @@ def lasting_lines(reader: RunReader) -> Iterator[str]:
 
 def _lasting(name: str, hashes: Mapping[int, str]) -> Callable[[Any], Any]:
     """How a column of `LASTING` is read."""
+    if name == "files":
+        return lambda value: {file: digest for file, digest in json.loads(value).items() if file != TIMED_FILE}
     if name.startswith("@@"):
         where = {"@@history": None, "@@messages": 1, "@@candidates": 3}[name]
 
