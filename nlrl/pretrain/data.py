@@ -14,6 +14,8 @@ from nlrl.pretrain.corpus import Example, examples
 
 MULTIPLE = 16
 """Lengths are padded to a multiple of this, so that few shapes occur and memory is used again."""
+SHORT = 8
+"""The same with other games than the maze, whose texts are half as long."""
 SORTED = 4096
 """Examples that are sorted by length together."""
 IGNORED = -100
@@ -35,6 +37,7 @@ class Corpus(IterableDataset):
         self.seed = seed
         self.batch_tokens = batch_tokens
         self.games = tuple(games)
+        self.multiple = MULTIPLE if self.games == ("maze",) else SHORT
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         worker = get_worker_info()
@@ -42,9 +45,9 @@ class Corpus(IterableDataset):
         generator = torch.Generator().manual_seed(self.seed + 7919 * (worker.id if worker else 0))
         while True:
             encoded = sorted(encode(self.tokenizer, list(islice(stream, SORTED))), key=lambda pair: len(pair[0]))
-            batches = list(_cut(encoded, self.batch_tokens))
+            batches = list(_cut(encoded, self.batch_tokens, self.multiple))
             for i in torch.randperm(len(batches), generator=generator).tolist():
-                yield pad(batches[i])
+                yield pad(batches[i], self.multiple)
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, batch: Sequence[Example]) -> list[Encoded]:
@@ -55,9 +58,9 @@ def encode(tokenizer: PreTrainedTokenizerFast, batch: Sequence[Example]) -> list
     return [(p + r, len(p)) for p, r in zip(prompts, replies, strict=True)]
 
 
-def pad(rows: Sequence[Encoded]) -> dict[str, torch.Tensor]:
-    """Right-padded `input_ids`, `labels` and `weights` [B, T], T a multiple of `MULTIPLE`."""
-    length = max(map(_padded, rows))
+def pad(rows: Sequence[Encoded], multiple: int = MULTIPLE) -> dict[str, torch.Tensor]:
+    """Right-padded `input_ids`, `labels` and `weights` [B, T], T a multiple of `multiple`."""
+    length = max(_padded(row, multiple) for row in rows)
     input_ids = torch.zeros(len(rows), length, dtype=torch.long)
     labels = torch.full((len(rows), length), IGNORED)
     weights = torch.zeros(len(rows), length)
@@ -68,15 +71,15 @@ def pad(rows: Sequence[Encoded]) -> dict[str, torch.Tensor]:
     return {"input_ids": input_ids, "labels": labels, "weights": weights}
 
 
-def _padded(row: Encoded) -> int:
-    return math.ceil(len(row[0]) / MULTIPLE) * MULTIPLE
+def _padded(row: Encoded, multiple: int) -> int:
+    return math.ceil(len(row[0]) / multiple) * multiple
 
 
-def _cut(encoded: Sequence[Encoded], batch_tokens: int) -> Iterator[list[Encoded]]:
+def _cut(encoded: Sequence[Encoded], batch_tokens: int, multiple: int) -> Iterator[list[Encoded]]:
     """Batches of rows sorted by length, each as many as `batch_tokens` tokens hold with their padding."""
     rows: list[Encoded] = []
     for row in encoded:
-        if rows and _padded(row) * (len(rows) + 1) > batch_tokens:
+        if rows and _padded(row, multiple) * (len(rows) + 1) > batch_tokens:
             yield rows
             rows = []
         rows.append(row)

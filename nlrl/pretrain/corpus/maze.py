@@ -160,7 +160,7 @@ def monte_carlo_example(rng: np.random.Generator) -> Example:
     count, horizon = int(rng.integers(1, 11)), int(rng.choice([10, 20, 40, 60, 100], p=[0.1, 0.1, 0.1, 0.1, 0.6]))
     reached_K = rng.random(count) < rng.random()
     returns_K = [-int(rng.integers(0, horizon)) if reached else -horizon - 1 for reached in reached_K]
-    recorded = rng.random() < 0.5
+    recorded = rng.random() < 0.15
     texts = (ENDINGS["success"], ENDINGS["horizon"]) if recorded else (REACHED_TEXT, RAN_OUT_TEXT)
     action = None if rng.random() < 0.3 else str(rng.choice(ACTIONS))
     games_K = tuple(

@@ -217,12 +217,12 @@ class Writer:
             move = self.rng.choice(legal)
 
     def monte_carlo(self) -> Question:
-        """G1 over whole games, told by the game itself or as a run's records have them."""
+        """G1 over whole games, as the game itself told their ends or, rarely, as records without its words do."""
         won, drew, lost = self.results(self.rng.randint(1, MOST_LOOKS))
         returns = [1.0] * won + [0.0] * drew + [-1.0] * lost
         self.rng.shuffle(returns)
         played, turn = self.turn()
-        seat, recorded = seat_of(played.envs[turn]), self.rng.random() < 0.5
+        seat, recorded = seat_of(played.envs[turn]), self.rng.random() < 0.15
         games_K = tuple(self.finished(value, seat, recorded) for value in returns)
         action = None if self.rng.random() < 0.3 else self.rng.choice(played.legal_T_A[turn])
         return games_question(Group(self.situation(played, turn), action, games_K), 0, self.ask)
