@@ -207,8 +207,10 @@ class LiveView:
             if phase.mean_optimum is not None:
                 returns.append(f", optimum of these games {phase.mean_optimum:.2f}", style="dim")
             returns.append(f", success {100 * phase.success:.0f} %")
-        else:
+        elif phase.unit == "games":
             returns.append("after the first game", style="dim")
+        else:
+            returns = Text()
         bad = f", {stats.bad_replies:,} bad" if stats.bad_replies else ", none bad"
         counts = Text(f" {stats.calls:,} calls", no_wrap=True, overflow="ellipsis")
         counts.append(bad, style="red" if stats.bad_replies else "dim")

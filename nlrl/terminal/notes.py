@@ -28,7 +28,8 @@ def phase_text(config: RunConfig, stage: str, event: PhaseStart) -> tuple[str, i
         unit = "positions"
     if stage != config.loop:
         return stage, event.total, "games"
-    return f"iteration {event.iteration}, {_DOES[event.phase]}", event.total, unit
+    does = "looking ahead" if unit == "positions" and event.phase == "collect" else _DOES[event.phase]
+    return f"iteration {event.iteration}, {does}", event.total, unit
 
 
 def note_of(event: LoopEvent) -> str:
@@ -36,7 +37,7 @@ def note_of(event: LoopEvent) -> str:
     match event:
         case Trained():
             losses = event.losses_T
-            loss = f", loss {losses[0]:.3f} to {losses[-1]:.3f} in {len(losses)} steps" if losses else ""
+            loss = f", loss {losses[0]:.3f} to {losses[-1]:.3f}" if losses else ""
             return f"iteration {event.iteration}: {event.student} student learned {event.examples:,} examples{loss}"
         case Estimated():
             # A resumed run says the same: nothing here depends on what came from the record.

@@ -17,7 +17,7 @@ from nlrl.store import RunReader
 from nlrl.store_export import digest
 from nlrl.store_loops import trainings
 
-KILLS = 4
+KILLS = 12
 RUN = [
     "tic_tac_toe", "--engine", "oracle", "-s", "roles.value.kind=torch", "-s", "roles.value.prompts=arithmetic",
     "-s", "roles.value.attempts=1", "-s", "training.iterations=2", "-s", "training.games=4", "-s", "training.samples=2",
