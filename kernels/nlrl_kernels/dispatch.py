@@ -23,6 +23,8 @@ _FOLDERS = {
     "causal_conv1d_update": "causal_conv",
     "pinned_window_attention": "window_attention",
     "binary_linear": "binary",
+    "diff_attention_varlen": "diff_attention",
+    "diff_attention_paged": "diff_attention",
     "residual_step": "hypersphere",
     "qk_step": "hypersphere",
     "scaled_swiglu": "hypersphere",

@@ -232,6 +232,107 @@ def binary_linear(
     return select("binary_linear", x)(x, packed_OJ, scale_I, shift_I, zeros_Z2)
 
 
+def diff_attention_varlen(
+    q1_THD: torch.Tensor,
+    q2_THD: torch.Tensor,
+    k1_SGD: torch.Tensor,
+    k2_SGD: torch.Tensor,
+    v_SGW: torch.Tensor,
+    lam: torch.Tensor,
+    *,
+    starts_R1: torch.Tensor,
+    key_starts_R1: torch.Tensor,
+    max_query_len: int,
+    max_key_len: int,
+    scale: float,
+    eps: float | None = None,
+    weight_W: torch.Tensor | None = None,
+    factor: float = 1.0,
+) -> torch.Tensor:
+    """Causal differential attention of packed rows, and the norm over each head; differentiable in every tensor.
+
+    ``softmax(scale q1 k1) v - lam softmax(scale q2 k2) v``, then, where ``eps`` is given, each head over its root mean
+    square, times ``factor`` and ``weight_W``. Source: Ye et al. 2024, arXiv 2410.05258, equations 1 to 4. Query head h
+    reads key/value head h // (H / G); here S packed keys, G their heads, W width of a value.
+
+    Arguments that need a word:
+
+    - k2_SGD: may be ``k1_SGD`` itself, as in V2; it is then read once.
+    - lam: a scalar, or one number a token and head, [T, H].
+    - starts_R1: first query of each row, and the end of the last.
+    - key_starts_R1: the same of the keys; a row's queries are the last of its tokens, so it has no more than keys.
+    - max_query_len, max_key_len: no row has more.
+    - weight_W: ones when None; not looked at without ``eps``, as ``factor``.
+
+    Returns:
+        [T, H, W] in the dtype of ``q1_THD``.
+    """
+    return select("diff_attention_varlen", q1_THD)(
+        q1_THD,
+        q2_THD,
+        k1_SGD,
+        k2_SGD,
+        v_SGW,
+        lam,
+        starts_R1=starts_R1,
+        key_starts_R1=key_starts_R1,
+        max_query_len=max_query_len,
+        max_key_len=max_key_len,
+        scale=scale,
+        eps=eps,
+        weight_W=weight_W,
+        factor=factor,
+    )
+
+
+def diff_attention_paged(
+    q1_THD: torch.Tensor,
+    q2_THD: torch.Tensor,
+    k1_pages: torch.Tensor,
+    k2_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    block_table: torch.Tensor,
+    lengths_R: torch.Tensor,
+    starts_R1: torch.Tensor,
+    lam: torch.Tensor,
+    *,
+    scale: float,
+    out_THW: torch.Tensor,
+    max_query_len: int,
+    eps: float | None = None,
+    weight_W: torch.Tensor | None = None,
+    factor: float = 1.0,
+) -> torch.Tensor:
+    """``diff_attention_varlen`` over a paged cache, for prefill in chunks and for decode; no gradient.
+
+    Arguments that need a word:
+
+    - k1_pages: keys of the first maps [pages, P, G, D], any strides but the last; both maps' keys of a head may lie in
+      one cached head of width 2 D. ``k2_pages`` may be the same tensor.
+    - v_pages: values [pages, P, G, W].
+    - block_table: page of each P tokens of a row, [R, pages per row].
+    - lengths_R: tokens of each row in the cache, its queries included; 0 for an unused row.
+    - out_THW: where the output is written; tokens of no row are left alone.
+    """
+    return select("diff_attention_paged", q1_THD)(
+        q1_THD,
+        q2_THD,
+        k1_pages,
+        k2_pages,
+        v_pages,
+        block_table,
+        lengths_R,
+        starts_R1,
+        lam,
+        scale=scale,
+        out_THW=out_THW,
+        max_query_len=max_query_len,
+        eps=eps,
+        weight_W=weight_W,
+        factor=factor,
+    )
+
+
 def residual_step(h_E: torch.Tensor, o_E: torch.Tensor, alpha_E: torch.Tensor) -> torch.Tensor:
     """``unit(A + alpha (unit(o) - A))`` with ``A = unit(h)``: from h towards o along the sphere.
 

@@ -3,6 +3,7 @@
 Needs no GPU, only triton. The interpreter accepts code that the compiler refuses, hence this second check.
 """
 
+import torch
 import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
@@ -10,6 +11,9 @@ from triton.compiler import ASTSource
 
 from nlrl_kernels.binary import triton_impl as binary
 from nlrl_kernels.causal_conv import triton_impl as conv
+from nlrl_kernels.diff_attention import backward as diff_backward
+from nlrl_kernels.diff_attention import kernels as diff
+from nlrl_kernels.diff_attention import triton_impl as diff_launch
 from nlrl_kernels.hypersphere import kernels as sphere
 from nlrl_kernels.mamba_scan import triton_impl as scan
 from nlrl_kernels.window_attention import triton_impl as attention
@@ -39,14 +43,15 @@ WIDE = (
 )
 
 
-def compile_kernel(kernel, constants, dtype="fp32", num_warps=1, types=None):
+def compile_kernel(kernel, constants, dtype="fp32", num_warps=1, types=None, num_stages=3):
     known = INDEX | (types or {})
     signature = {}
     for name in kernel.arg_names:
         default = f"*{'fp32' if name in WIDE else dtype}" if name.endswith("_ptr") else "i32"
         signature[name] = "constexpr" if name in constants else known.get(name, "fp32" if name == "scale" else default)
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": num_warps})
+    options = {"num_warps": num_warps, "num_stages": num_stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     shared = getattr(compiled.metadata, "shared", 0)
     assert shared <= 227 * 1024, f"{kernel.__name__} wants {shared} bytes of shared memory"
     print(kernel.__name__, dtype, len(compiled.asm["cubin"]), shared)
@@ -68,7 +73,31 @@ def compile_hypersphere(full, dtype):
     compile_kernel(sphere.normalize_all, width | tile, dtype, 16, {"table_ptr": "*i64"})
 
 
+def compile_diff_attention():
+    """Narrow heads in small tiles, in every way that the code can take: wide ones take ptxas minutes."""
+    numbers = dict.fromkeys(("scale", "eps", "factor", "natural_scale"), "fp32")
+    wide = ("lam", "weight", "lse", "partial", "stats", "sums", "dweight")
+    index = {f"{name}_ptr": "*i32" for name in ("starts", "key_starts", "table", "lengths")}
+    types = numbers | {f"{name}_ptr": "*fp32" for name in wide} | index
+    sizes = diff_launch._sizes(32, 64, diff_launch.Tile(64, 32, 4, 2), torch.bfloat16)
+    warps, stages = sizes.pop("num_warps"), sizes.pop("num_stages")
+    for full in (True, False):
+        norm, layout = {"NORM": full, "HAS_WEIGHT": full}, sizes | {"GROUP": 2, "SHARED": not full}
+        for flags in (
+            {"TWO_PASS": full, "PAGED": False, "SPLITS": 1, "KEEP": True},
+            {"TWO_PASS": not full, "PAGED": True, "SPLITS": 1, "KEEP": False},
+            {"TWO_PASS": False, "PAGED": True, "SPLITS": 8, "KEEP": False, "BLOCK_M": 16},
+        ):
+            compile_kernel(diff.attend, layout | norm | flags, "bf16", warps, types, stages)
+        compile_kernel(diff_backward.queries_backward, layout, "bf16", warps, types, stages)
+        compile_kernel(diff_backward.keys_backward, layout, "bf16", warps, types, stages)
+        splits = {"SPLITS": 8, "BLOCK_S": 8, "WIDTH_V": 64, "BLOCK_W": 64}
+        compile_kernel(diff.combine, norm | splits, "bf16", 4, types)
+    compile_kernel(diff_backward.norm_backward, {"HAS_WEIGHT": True, "WIDTH_V": 64, "BLOCK_W": 64}, "bf16", 1, types)
+
+
 def main():
+    compile_diff_attention()
     for dtype in ("fp32", "bf16"):
         compile_hypersphere(dtype == "bf16", dtype)
         for full in (True, False):

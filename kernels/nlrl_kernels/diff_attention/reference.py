@@ -10,6 +10,9 @@ Arithmetic is float32 or wider. Axes: B batch, T query tokens, S key tokens (the
 heads, G cached heads, D width of a query or key, W width of a value.
 """
 
+from itertools import pairwise
+from typing import Any
+
 import torch
 
 
@@ -73,3 +76,63 @@ def _map_of_values(
     weights = scores_BHTS.masked_fill(~visible_B1TS, float("-inf")).softmax(dim=-1)
     weights = weights.masked_fill(~visible_B1TS, 0.0)  # a row that sees nothing is NaN until here
     return torch.einsum("bhts,bshw->bthw", weights, v_BSHW)
+
+
+def diff_attention_varlen(
+    q1_THD: torch.Tensor,
+    q2_THD: torch.Tensor,
+    k1_SGD: torch.Tensor,
+    k2_SGD: torch.Tensor,
+    v_SGW: torch.Tensor,
+    lam: torch.Tensor,
+    *,
+    starts_R1: torch.Tensor,
+    key_starts_R1: torch.Tensor,
+    max_query_len: int,
+    max_key_len: int,
+    scale: float,
+    eps: float | None = None,
+    weight_W: torch.Tensor | None = None,
+    factor: float = 1.0,
+) -> torch.Tensor:
+    """See ``nlrl_kernels.diff_attention_varlen``."""
+    norm: dict[str, Any] = {"scale": scale, "eps": eps, "weight_W": weight_W, "factor": factor}
+    rows = []
+    for (t0, t1), (s0, s1) in zip(pairwise(starts_R1.tolist()), pairwise(key_starts_R1.tolist()), strict=True):
+        q1, q2 = q1_THD[None, t0:t1], q2_THD[None, t0:t1]
+        k1, k2, v = k1_SGD[None, s0:s1], k2_SGD[None, s0:s1], v_SGW[None, s0:s1]
+        rows.append(diff_attention(q1, q2, k1, k2, v, lam if lam.ndim == 0 else lam[None, t0:t1], **norm)[0])
+    return torch.cat(rows)
+
+
+def diff_attention_paged(
+    q1_THD: torch.Tensor,
+    q2_THD: torch.Tensor,
+    k1_pages: torch.Tensor,
+    k2_pages: torch.Tensor,
+    v_pages: torch.Tensor,
+    block_table: torch.Tensor,
+    lengths_R: torch.Tensor,
+    starts_R1: torch.Tensor,
+    lam: torch.Tensor,
+    *,
+    scale: float,
+    out_THW: torch.Tensor,
+    max_query_len: int,
+    eps: float | None = None,
+    weight_W: torch.Tensor | None = None,
+    factor: float = 1.0,
+) -> torch.Tensor:
+    """See ``nlrl_kernels.diff_attention_paged``."""
+    norm: dict[str, Any] = {"scale": scale, "eps": eps, "weight_W": weight_W, "factor": factor}
+    page_size = v_pages.shape[1]
+    for row, (length, (t0, t1)) in enumerate(zip(lengths_R.tolist(), pairwise(starts_R1.tolist()), strict=True)):
+        if length == 0 or t0 == t1:
+            continue
+        at = torch.arange(length, device=q1_THD.device)
+        pages = block_table[row, at // page_size].long()
+        k1, k2, v = (x[pages, at % page_size][None] for x in (k1_pages, k2_pages, v_pages))
+        lam_TH = lam if lam.ndim == 0 else lam[None, t0:t1]
+        heads = diff_attention(q1_THD[None, t0:t1], q2_THD[None, t0:t1], k1, k2, v, lam_TH, **norm)
+        out_THW[t0:t1] = heads[0].to(out_THW.dtype)
+    return out_THW
