@@ -19,6 +19,9 @@ STEPS = 24
 LENGTHS = (1, 2, 5, 16, 31, 32, 33, 64, 100, 129, 200, 257, 300, 400)
 """Tokens of the prompts of a reference: around the sizes of pages, tiles and windows."""
 TF32_TOLERANCE = 1e-2
+LEAST_COMPARED = {"float32": 0.8, "bfloat16": 0.25}
+"""Share of the decoded tokens that come before a row's first other one. On an H100, TF32 left 428 of 448 equal; in
+bfloat16 a row of 32 tokens may part early, where two tokens are about as likely."""
 """On the mean: vLLM's attention and scans in Triton keep ten bits of each factor when they are asked for float32."""
 FP32_TOLERANCE = 2e-4
 """On prompt log-probabilities; the official code's own float32 differs from its float64 by 4e-5."""
@@ -182,7 +185,8 @@ def part_model(model: Path, reference: Path, dtype: str, batch: int = 256) -> di
         flat = [output for call in outputs for output in call]
         figures[name] = equal_tokens(continuations(flat), [wanted[k] for k in order])
         figures[f"{name}_cached_tokens"] = sum(output.num_cached_tokens or 0 for output in flat)
-        figures[f"{name}_error"] = decode_error(flat, [(wanted[k], stored["greedy_logprobs"][k]) for k in order])
+        known = [(wanted[k], stored["greedy_logprobs"][k]) for k in order]
+        figures[f"{name}_error"], figures[f"{name}_compared"] = decode_error(flat, known)
     llm.llm_engine.engine_core.shutdown()
     figures["passed"] = good_enough(figures, dtype)
     return figures
@@ -191,16 +195,21 @@ def part_model(model: Path, reference: Path, dtype: str, batch: int = 256) -> di
 def good_enough(figures: dict[str, Any], dtype: str) -> bool:
     """On average, bfloat16 must stay within twice its noise and float32 within that of TF32, by which vLLM's own
     kernels multiply. Hymba's multiply in float32: `part_golden` holds them to `FP32_TOLERANCE`.
+
+    Rows that leave the reference at once compare next to nothing, so a share of the tokens must have been compared.
     """
     names = ("batch_1", "batch_256", "from_cache")
-    if dtype == "float32":
-        return max(figures["logprob_mean"], *(figures[f"{name}_error"] for name in names)) < TF32_TOLERANCE
+    if min(figures[f"{name}_compared"] for name in names) < LEAST_COMPARED[dtype]:
+        return False
     errors = [figures["logprob_mean"], *(figures[f"{name}_error"] for name in names)]
-    return max(errors) < 2 * figures["noise_mean"]
+    return max(errors) < (TF32_TOLERANCE if dtype == "float32" else 2 * figures["noise_mean"])
 
 
-def decode_error(outputs: list[Any], references: list[tuple[list[int], list[float]]]) -> float:
-    """Mean absolute difference of the log-probabilities of decoded tokens, each row up to its first other token."""
+def decode_error(outputs: list[Any], references: list[tuple[list[int], list[float]]]) -> tuple[float, float]:
+    """Mean absolute difference of the log-probabilities of decoded tokens, each row up to its first other token.
+
+    Beside it the share of all tokens that was compared.
+    """
     differences = []
     for output, (tokens, logprobs) in zip(outputs, references, strict=True):
         found = output.outputs[0]
@@ -208,7 +217,8 @@ def decode_error(outputs: list[Any], references: list[tuple[list[int], list[floa
             if token != wanted:
                 break
             differences.append(abs(step[token].logprob - value))
-    return sum(differences) / len(differences) if differences else float("inf")
+    share = len(differences) / sum(len(tokens) for tokens, _ in references)
+    return sum(differences) / len(differences) if differences else float("inf"), share
 
 
 def part_load(shape: str, tokens: str = "8000", sequences: str = "4") -> dict[str, Any]:

@@ -91,11 +91,15 @@ def test_a_model_is_held_against_its_reference(
         ("bfloat16", {"batch_1": "50 / 100"}, True),  # another token, if both are as likely
         ("bfloat16", {"logprob_mean": 0.07}, False),
         ("bfloat16", {"batch_256_error": float("inf")}, False),
+        ("bfloat16", {"batch_1_compared": 0.3}, True),
+        ("bfloat16", {"batch_1_compared": 0.03}, False),  # one token a row agrees, and so well
+        ("float32", {"from_cache_compared": 0.5}, False),
     ],
 )
 def test_what_is_good_enough(scripts: tuple[Any, Any], dtype: str, change: dict[str, Any], good: bool) -> None:
     names = ("batch_1", "batch_256", "from_cache")
     figures = dict.fromkeys(names, "100 / 100") | {f"{name}_error": 0.002 for name in names}
+    figures |= {f"{name}_compared": 1.0 for name in names}
     figures |= {"logprob_max": 0.03, "logprob_mean": 0.003, "noise_mean": 0.03}
     assert scripts[1].good_enough(figures | change, dtype) is good
 
@@ -105,8 +109,9 @@ def test_decoding_is_compared_up_to_the_first_other_token(scripts: tuple[Any, An
 
     steps = [{token: Record(logprob=-float(token))} for token in (1, 2, 3)]
     output = Record(outputs=[Record(token_ids=[1, 2, 3], logprobs=steps)])
-    error = scripts[1].decode_error([output], [([1, 2, 9], [-1.5, -2.1, 0.0])])
+    error, share = scripts[1].decode_error([output], [([1, 2, 9], [-1.5, -2.1, 0.0])])
     assert error == pytest.approx((0.5 + 0.1) / 2)
+    assert share == pytest.approx(2 / 3)
 
 
 @pytest.mark.vllm
