@@ -65,7 +65,6 @@ def train(job: Job, out: Path, stop: threading.Event | None = None) -> Outcome:
         if trainer.is_world_process_zero():
             write_model(model, job, out, optimizer, state)
         peak = torch.cuda.max_memory_allocated() if device == "cuda" else 0
-        trainer.accelerator.free_memory()
         del trainer, optimizer, model, state
         gc.collect()
         if device == "cuda":
@@ -163,6 +162,8 @@ def _trainer(
         ddp_backend="gloo" if device == "cpu" and knobs.processes > 1 else None,
         fsdp=knobs.sharded,  # type: ignore[arg-type]
     )
+    if arguments.n_gpu > 1:  # of this one process; else it would copy the model to every device it sees
+        arguments._n_gpu = 1
     loss = ReplyLoss()
     if knobs.teacher is not None:
         teacher: Any = AutoModelForCausalLM.from_pretrained(knobs.teacher, use_safetensors=True, dtype="auto")

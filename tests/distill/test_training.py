@@ -61,29 +61,24 @@ def alone(model, pairs) -> float:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_loss_is_of_reply_tokens_whatever_the_padding_and_the_passes(family, folders, tmp_path):
-    """The first step's loss, before any weight has moved, over two passes of unequal rows."""
-    knobs = replace(KNOBS, epochs=1, batch=12, tokens_per_pass=200)
+def test_a_training_learns_repeats_and_writes_a_model_that_loads(family, folders, tmp_path):
+    """The first step's loss is of reply tokens alone, whatever the padding and though its passes hold unequal rows."""
+    knobs = replace(KNOBS, batch=12, tokens_per_pass=200)
     assert passes(PAIRS, knobs, 1)[1] > 1
-    outcome = train(Job(folders[family], None, PAIRS, knobs, 0), tmp_path / "out")
-    model = loaded(folders[family])
-    if family == "ngpt":
-        normalize_matrices(model)
-    assert outcome.losses_T == pytest.approx([alone(model, PAIRS)], rel=1e-5)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_training_repeats_learns_and_writes_a_model_that_loads(family, folders, tmp_path):
-    job = Job(folders[family], None, PAIRS, replace(KNOBS, epochs=4), 5)
+    job = Job(folders[family], None, PAIRS, knobs, 5)
     outcome = train(job, tmp_path / "one")
+    before, after = loaded(folders[family]), loaded(tmp_path / "one")
+    if family == "ngpt":
+        normalize_matrices(before)
+    losses = alone(before, PAIRS), alone(after, PAIRS)
+    assert outcome.losses_T[0] == pytest.approx(losses[0], rel=1e-5)
+    assert losses[1] < outcome.losses_T[1] < losses[0] - 0.02
+    for name in ("config.json", "tokenizer.json", "chat_template.jinja"):
+        assert (tmp_path / "one" / name).read_bytes() == (folders[family] / name).read_bytes()
     assert outcome.losses_T == train(job, tmp_path / "two").losses_T
     same = load_file(tmp_path / "one" / "model.safetensors"), load_file(tmp_path / "two" / "model.safetensors")
     assert same[0].keys() == same[1].keys() == load_file(folders[family] / "model.safetensors").keys()
     assert all(torch.equal(same[0][name], same[1][name]) for name in same[0])
-    assert len(outcome.losses_T) == 8
-    assert alone(loaded(tmp_path / "one"), PAIRS) < alone(loaded(folders[family]), PAIRS) - 0.1
-    for name in ("config.json", "tokenizer.json", "chat_template.jinja"):
-        assert (tmp_path / "one" / name).read_bytes() == (folders[family] / name).read_bytes()
 
 
 def test_two_trainings_are_one_in_two_parts_when_the_optimizer_goes_on(folders, tmp_path):
@@ -127,16 +122,16 @@ def test_steps_smaller_than_bfloat16_add_up(tmp_path):
     assert any(t.dtype == torch.float32 and "lambda" in n for n, t in after.items())
 
 
-@pytest.mark.parametrize("family", ["hymba", "diff", "ngpt", "transformer"])
+@pytest.mark.parametrize("family", ["hymba", "ngpt", "transformer"])
 def test_merged_adapters_are_the_trained_model(family, folders, tmp_path):
     """What the last step's model would answer is what the written folder answers; a second training goes on from it."""
-    knobs = replace(KNOBS, lora_rank=4, epochs=3)
+    knobs = replace(KNOBS, lora_rank=4)
     train(Job(folders[family], None, PAIRS, knobs, 1), tmp_path / "one")
     kept = load_file(tmp_path / "one" / STATE / "parameters.safetensors")
     assert kept
     assert all("lora_" in name for name in kept)
     merged = alone(loaded(tmp_path / "one"), PAIRS)
-    assert merged < alone(loaded(folders[family]), PAIRS) - 0.05
+    assert merged < alone(loaded(folders[family]), PAIRS) - 0.02
     on = train(
         Job(folders[family], tmp_path / "one" / STATE, PAIRS, replace(knobs, epochs=1, batch=12), 2), tmp_path / "two"
     )
