@@ -202,7 +202,7 @@ class Run:
 
         for speaker in self.cast.speakers.values():
             put_between(speaker)
-        students = build_students(config, self.cast, self._engines, store)
+        students = build_students(config, self.task, self.cast, self._engines, store)
         models = build_models(config, self.task, self.cast, self._engines)
         if config.env.opponent == "pool" or config.training.past_share:
             models = replace(models, past=past)

@@ -11,13 +11,27 @@ from nlrl import registry
 from nlrl.cast import Cast, Speaker, build_engine
 from nlrl.config import RunConfig
 from nlrl.config_parts import DistilConfig, EngineConfig
+from nlrl.distill.forms import check_teachable
 from nlrl.errors import ConfigError
 from nlrl.learn import Student, Students
 from nlrl.recorded import RecordedEngine
 from nlrl.store import RunStore
 from nlrl.task import Task
-from nlrl.types import Example, StudentName, Trained
+from nlrl.types import Example, Role, StudentName, Trained
 
+LEARNERS: Mapping[str, tuple[StudentName, ...]] = {
+    "policy_iteration": ("policy",),
+    "td_values": ("value",),
+    "actor_critic": ("value", "policy"),
+}
+"""Which roles learn in which loop."""
+TEACHERS: Mapping[tuple[str, StudentName], tuple[Role, ...]] = {
+    ("policy_iteration", "policy"): ("improve",),
+    ("td_values", "value"): ("aggregate",),
+    ("actor_critic", "value"): ("monte_carlo",),
+    ("actor_critic", "policy"): ("improve",),
+}
+"""Whose replies they are taught."""
 LOCAL = ("vllm", "torch")
 """Engines that hold the model in this process, so that its weights can be replaced."""
 
@@ -45,7 +59,7 @@ def check_students(config: RunConfig) -> None:
     """
     if not config.learns:
         return
-    for role in ("policy", "value"):
+    for role in LEARNERS[config.loop]:
         table: EngineConfig = getattr(config.roles, role) or config.engine
         if table.kind not in (*LOCAL, "oracle"):
             raise ConfigError(
@@ -63,22 +77,29 @@ def check_students(config: RunConfig) -> None:
 
 
 def build_students(
-    config: RunConfig, cast: Cast, models: Mapping[Speaker, RecordedEngine], store: RunStore
+    config: RunConfig, task: Task, cast: Cast, models: Mapping[Speaker, RecordedEngine], store: RunStore
 ) -> Students | None:
     """The students of a run; None where nothing is trained. One model in both roles is one student.
 
     Raises:
-        ConfigError: an engine cannot take weights, or a loss does not suit the models.
+        ConfigError: an engine cannot take weights, a loss does not suit the models, or a student's form of reply does
+            not allow what it is to be taught.
         EngineUnavailableError: a package that training needs is not installed.
     """
     if not config.learns:
         return None
     made: dict[Speaker, Student] = {}
-    for speaker in (cast.value, cast.policy):
+    for role in LEARNERS[config.loop]:
+        speaker: Speaker = getattr(cast, role)
+        check_teachable(
+            role, speaker.prompts, cast.teacher.prompts, actions=task.env.legal_actions,
+            roles=TEACHERS[config.loop, role],
+        )  # fmt: skip
         if speaker not in made:
             inner = speaker.table or _distilled(config, cast, speaker, models[speaker], store)
             made[speaker] = RecordedStudent(inner, models[speaker], store)
-    return Students(made[cast.value], made[cast.policy])
+    learner = next(iter(made.values()))
+    return Students(made.get(cast.value, learner), made.get(cast.policy, learner))
 
 
 def open_past(config: RunConfig, task: Task, speaker: Speaker, trained: Trained, run: Path) -> Speaker:
