@@ -48,16 +48,21 @@ async def evaluate(
     return Grades(
         games=grade_games(ends, seats_of(env)),
         moves=None if grader is None else grade_moves(steps, grader),
-        replies=grade_replies(_calls(steps)),
+        replies=grade_replies(_calls(steps)) if all(map(_asks_one_question, steps)) else {},
     )
 
 
+def _asks_one_question(step: Step) -> bool:
+    return step.decision.calls <= len(step.decision.failures) + 1
+
+
 def _calls(steps: Iterable[Step]) -> Iterable[tuple[CallId, Failure | None]]:
-    """The calls of decisions as far as they show: each failure, and the answer that was used in the end."""
+    """The calls of an agent that asks its policy once a move: each failure, and the answer that was used in the end.
+
+    What others asked their decisions do not tell; a run's record does.
+    """
     for step in steps:
         failures = step.decision.failures
         yield from ((failure.call, failure) for failure in failures)
-        asked = [failure.call for failure in failures if failure.call.role == "policy"]
         if step.decision.own and step.decision.calls > len(failures):
-            last = max((call.attempt for call in asked), default=-1)
-            yield CallId(step.game, step.step, "policy", attempt=last + 1), None
+            yield CallId(step.game, step.step, "policy", attempt=len(failures)), None

@@ -24,8 +24,8 @@ from nlrl.evaluate.mixed_mcts import (
     mixed_positions,
 )
 from nlrl.evaluate.trivial import RULES, Rule, more_pieces
-from nlrl.evaluate.values import Accuracy, LabelKey, accuracy_of, label_key
-from nlrl.types import CallId, Situation
+from nlrl.evaluate.values import Accuracy, LabelKey, ValueGrades, accuracy_of, grade_values, label_key
+from nlrl.types import CallId, Evaluation, Situation
 from nlrl_envs.breakthrough import Breakthrough
 
 LEAST = 0.2
@@ -145,6 +145,34 @@ def table_lines(labels: LabelSet) -> list[str]:
             balanced = f"balanced {100 * accuracy.balanced:.2f} %"
             lines.append(f"    {kind:20s} {accuracy.right!s:44s} {balanced}")
     return lines
+
+
+def grade_answers(labels: LabelSet, evaluations: Sequence[Evaluation]) -> dict[str, ValueGrades]:
+    """V^L of `labels.situations()` against both kinds of label, under the names that say what they are.
+
+    Args:
+        labels: the states.
+        evaluations: as `nlrl.values.direct.language_values` gives them; a state without one is answered wrongly.
+    """
+    found = {}
+    for kind, name in (("exact", "exact"), ("results", f"{labels.games} games of {labels.player}")):
+        known = labels.labels(kind)
+        answered = [one for one in evaluations if label_key(one.situation) in known]
+        found[name] = grade_values(answered, known, seats=labels.game.seats)
+    return found
+
+
+def has_learnt(accuracy: Accuracy, labels: LabelSet, kind: str) -> bool:
+    """Whether a value model knows something: 5 points above the best trivial rule, with 95 % intervals apart.
+
+    Args:
+        accuracy: of its answers.
+        labels: the very states that it was asked about.
+        kind: which label, as `rule_table` names it.
+    """
+    rules = [by_kind[kind].right for name, by_kind in rule_table(labels).items() if name in RULES]
+    best = max(rules, key=lambda rate: rate.share)
+    return accuracy.right.share >= best.share + 0.05 and accuracy.right.interval[0] > best.interval[1]
 
 
 def _winners(values_S: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("numba", reason="compiled search needs numba")
 
-from nlrl.evaluate.breakthrough import clean_subset, make_labels, rule_table, table_lines
+from nlrl.evaluate.breakthrough import clean_subset, grade_answers, has_learnt, make_labels, rule_table, table_lines
 from nlrl.evaluate.mixed_mcts import Player, canonical, exact_results, held_out, mean_results, mixed_positions
 from nlrl.evaluate.trivial import always_white, more_advanced, more_pieces, side_to_move
 from nlrl.evaluate.values import grade_values
@@ -126,5 +126,13 @@ def test_language_values_are_graded_against_either_kind(labels):
     asked = [e for e in white if (e.situation.key, None) in kept]
     by_results = grade_values(asked, kept, seats=seats, least=0.2)
     assert by_results.accuracy.right == rule_table(labels)["always white"]["results"].right
+    both = grade_answers(labels, white)
+    assert list(both) == ["exact", "10 games of mcts:30:2"]
+    assert both["exact"].accuracy == constant.accuracy
+    assert both["10 games of mcts:30:2"].accuracy.right == by_results.accuracy.right
+    assert has_learnt(perfect.accuracy, labels, "exact")
+    assert not has_learnt(constant.accuracy, labels, "exact")
+    counter = rule_table(labels)["side with more pieces, tie to the mover"]
+    assert not has_learnt(counter["exact"], labels, "exact")
     silent = grade_values([], labels.labels("exact"), seats=seats).accuracy
     assert (silent.right.hits, silent.unparsed) == (0, 600)
