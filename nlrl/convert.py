@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ def _lines(backbone: Any) -> list[str]:
     if (folder := _boxed_folder(backbone)) is not None:
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         lines.append(f"in the box: {folder.name}, {_parameters(folder):,} parameters, {size / 1e6:.1f} MB")
-        lines.append(f"cache: {_cache(folder)}")
+        lines.append(f"cache: {_of_configuration(folder)[1]}")
+    lines += _shapes(backbone.model_type)
     if backbone.verified:
         lines.append(f"verified against {backbone.verified}")
     return lines
@@ -78,16 +80,29 @@ def _parameters(folder: Path) -> int:
     return total
 
 
-def _cache(folder: Path) -> str:
-    """What one sequence of this model keeps, keys and values in 16 bit, states of a scan in 32 bit."""
+def _shapes(model_type: str) -> list[str]:
+    """The large shapes of this kind: what each would weigh and cost, though there are no weights of it here."""
+    shapes: Any = registry.resolve("nlrl_backbones.shapes")
+    lines = []
+    with tempfile.TemporaryDirectory() as place:
+        for name, shape in shapes.SHAPES.items():
+            if shape["model_type"] == model_type:
+                parameters, cache = _of_configuration(shapes.write_shape(name, Path(place) / name))
+                lines.append(f"as {name}: {parameters} parameters; cache: {cache}")
+    return lines
+
+
+def _of_configuration(folder: Path) -> tuple[str, str]:
+    """How many parameters a model has, and what one sequence keeps: keys and values in 16 bit, a scan's in 32 bit."""
     try:
         config = registry.resolve("transformers:AutoConfig").from_pretrained(folder)
-        size = registry.resolve("nlrl_backbones.sizes:cache_size")(config)
+        sizes: Any = registry.resolve("nlrl_backbones.sizes")
+        size, parameters = sizes.cache_size(config), sizes.parameter_count(config)
     except ImportError as error:
-        return f"not known without '{error.name}'"
+        return "unknown", f"not known without '{error.name}'"
     parts = [f"{size.per_token:,} bytes a token"] if size.per_token else []
     if size.per_token != size.per_token_beyond:
         parts.append(f"{size.per_token_beyond:,} beyond the last {size.window}")
     if size.per_sequence:
         parts.append(f"{size.per_sequence:,} a sequence of any length")
-    return ", ".join(parts)
+    return f"{parameters:,}", ", ".join(parts)

@@ -1,11 +1,14 @@
-"""What a sequence costs in cache: numbers that follow from a configuration alone.
+"""What a model weighs and what a sequence costs in cache: numbers that follow from a configuration alone.
 
 These are the architecture's own numbers, without what paging rounds up; ``nlrl_backbones.vllm_cache_bytes`` asks
 vLLM for the blocks it really hands out.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
+
+from nlrl_backbones.convert import family_module
 
 _STATE_BYTES = 4
 """A scan's state stays in float32 whatever the model's type: rounding it at every step drifts."""
@@ -54,6 +57,29 @@ def cache_size(config: Any, number_bytes: int = 2) -> CacheSize:
         case other:
             raise ValueError(f"The cache of model type '{other}' is not known: it is no backbone of nlrl.")
     return CacheSize(numbers * number_bytes, numbers * number_bytes, None, 0)
+
+
+def parameter_count(config: Any) -> int:
+    """Numbers in the model, a tied head counted once; of a packed model the weights, not the bytes they lie in.
+
+    Raises:
+        ValueError: a model type that is no backbone of ours, or is mamba2.
+    """
+    kind = config.model_type
+    if kind == "llama":
+        return _llama(config)
+    families = {"hymba": "hymba", "bimamba": "bimamba", "diff_transformer": "diff", "ngpt": "ngpt"}
+    if kind not in families:
+        raise ValueError(f"The size of model type '{kind}' is not known from its configuration.")
+    return sum(math.prod(shape) for shape in family_module(families[kind]).official_shapes(config).values())
+
+
+def _llama(config: Any) -> int:
+    width, heads, kv_heads = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
+    head = getattr(config, "head_dim", None) or width // heads
+    layer = 2 * width * head * (heads + kv_heads) + 3 * width * config.intermediate_size + 2 * width
+    embeddings = (1 if config.tie_word_embeddings else 2) * config.vocab_size * width
+    return embeddings + config.num_hidden_layers * layer + width
 
 
 def _hymba(config: Any, number_bytes: int) -> CacheSize:
