@@ -155,17 +155,23 @@ def _checked_folder(path: Path) -> Path:
 
 
 def _prompt_set_of(folder: Path) -> str:
-    """The full prompts for a model with a chat template, the compact ones for one that continues text."""
+    """What a model of ours says in its card; else the full prompts for a model with a chat template, the compact ones
+    for one that continues text.
+    """
+    if isinstance(said := _settings(folder / "nlrl_card.json").get("prompts"), str):
+        return said
     if (folder / "chat_template.jinja").is_file() or (folder / "chat_template.json").is_file():
         return "full"
-    settings = folder / "tokenizer_config.json"
-    if not settings.is_file():
-        return "compact"
+    return "full" if _settings(folder / "tokenizer_config.json").get("chat_template") else "compact"
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """The table in a JSON file; an empty one where there is no file or no table in it."""
     try:
-        content = json.loads(settings.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
-        raise ConfigError(f"{settings} is not JSON ({error}); fetch the model again.") from error
-    return "full" if isinstance(content, dict) and content.get("chat_template") else "compact"
+        raise ConfigError(f"{path} is not JSON ({error}); fetch the model again.") from error
+    return content if isinstance(content, dict) else {}
 
 
 def _download(repo: str) -> Path:

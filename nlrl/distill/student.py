@@ -140,6 +140,9 @@ class DistilledStudent:
         def write(draft: Path) -> None:
             outcome = run(job, draft, stop)
             (draft / CARD).write_text(json.dumps(_card(job, outcome, lineage), indent=2) + "\n", encoding="utf-8")
+            # So that the checkpoint, opened as any folder, is asked as it was taught.
+            said = {"prompts": self._engine.prompt_set, "checkpoint": name}
+            (draft / "nlrl_card.json").write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
 
         work = asyncio.ensure_future(asyncio.to_thread(write_checkpoint, self._store.path, name, write))
         try:

@@ -169,6 +169,7 @@ def _finished(
     device = next(model.parameters()).device.type
     card = {
         "backbone": learner.backbone,
+        "prompts": "compact",
         "config": asdict(config),
         "parameters": sum(p.numel() for p in model.parameters()),
         "seconds": round(progress.seconds, 1),

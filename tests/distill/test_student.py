@@ -22,6 +22,7 @@ from nlrl.engine.scripted import ScriptedEngine
 from nlrl.engine.torch import TorchEngine
 from nlrl.errors import ConfigError, EngineError, ResumeError, StoreError
 from nlrl.learn import Student
+from nlrl.registry import resolve_model
 from nlrl.store import RunStore
 from nlrl.types import Trained
 
@@ -55,7 +56,9 @@ def test_it_answers_what_it_learned_and_after_a_resume_the_same(base, tmp_path):
     assert sum(a == reply(q) for a, q in zip(said, QUESTIONS, strict=True)) >= 60
     assert said != before
     assert engine.describe().fingerprint not in ("", first)
+    engine.prompt_set = "compact"  # as of a model in the box, whatever its template suggests
     learn(student, 2)
+    assert resolve_model(str(tmp_path / "run" / "checkpoints" / "policy-2")).prompt_set == "compact"
     run.close()
 
     run = RunStore.resume(tmp_path, "run")
