@@ -136,4 +136,4 @@ def test_ctrl_c_leaves_a_run_that_replays(tmp_path):
     with RunReader.open(tmp_path / "cut") as reader:
         assert reader.status == "interrupted"
         finished = [start.game for start, end in reader.games() if end is not None]
-    assert "reached the goal" in nlrl("replay", "cut", "--runs", str(tmp_path), "--game", str(finished[0])).stdout
+    assert "The goal is reached" in nlrl("replay", "cut", "--runs", str(tmp_path), "--game", str(finished[0])).stdout
