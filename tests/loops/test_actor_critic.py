@@ -1,7 +1,8 @@
 """Actor-critic with the oracle is tabular reinforcement learning: it must find what the solvers know, on every game.
 
 Full games are out of reach for a table that learns from hundreds of games, so Breakthrough is played on 4x3, Connect
-Four on 4x4 from positions with six squares free, FrozenLake from all squares of 4x4 with no move to spare.
+Four on 4x4 from positions with six squares free, FrozenLake dry from all squares of 4x4 with no move to spare, and
+slippery on 2x3. `test_policy_iteration` and `test_td_values` hold slippery 4x4 against its solver.
 """
 
 import numpy as np
@@ -13,6 +14,7 @@ from nlrl.knobs import ActorCriticKnobs, GameKnobs
 from nlrl.operators.masked import Mask
 from nlrl.types import Estimated, GameEnd, Improved, PhaseStart, Step, Trained
 from nlrl.values.games import trajectories
+from nlrl_envs import frozen_lake_solver as lakes
 from nlrl_envs.breakthrough import Breakthrough
 from nlrl_envs.connect_four import ConnectFour
 from nlrl_envs.frozen_lake import FrozenLakeText, distances
@@ -121,6 +123,25 @@ def test_the_goal_is_reached_from_every_square_of_dry_ice():
     events = loop(env, Tabular(env, explore=0.3), ActorCriticKnobs(6, 220, mask=ALL, play=played))
     assert np.mean(returns(events, 0)) < 1
     assert returns(events, 6) == [1.0] * 11
+
+
+def test_the_best_way_over_slippery_ice_is_found_on_a_small_lake():
+    env = FrozenLakeText("random:70:2x3", slippery=True, horizon=30)
+    assert env.maps[0] == ("GFH", "HFS")
+    tabular = Tabular(env, explore=0.2)
+    played = GameKnobs(evaluation_games=0)
+    loop(env, tabular, ActorCriticKnobs(3, 12, fresh=60, buffer=1, mask=ALL, play=played))
+    table = lakes.tabulate(env.maps[0], slippery=True)
+    policy_S_A = lakes.uniform_policy(table)
+    random = lakes.policy_values(table, policy_S_A, 30).values_F_S[30]
+    for s in np.flatnonzero(~table.over_S):
+        env.set_state(env.starts()[0]._replace(position=int(s)))
+        policy_S_A[s] = np.array(lakes.ACTIONS) == tabular.plays(env)
+    learned = lakes.policy_values(table, policy_S_A, 30).values_F_S[30]
+    best = lakes.optimal_values(table, 30).values_F_S[30]
+    # With few moves left another move is a little better than the one for always; the policy sees no clock.
+    assert learned == pytest.approx(best, abs=0.005)
+    assert random[5] < 0.1 < 0.8 < best[5]
 
 
 def test_iteration_0_evaluates_before_anything_is_trained_and_the_others_go_through_every_phase():
