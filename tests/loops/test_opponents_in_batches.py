@@ -12,7 +12,7 @@ from nlrl.agents import opponent_agent, pool_agent, random_agent, seated_agent
 from nlrl.play import deal, play_all
 from nlrl.types import CallId, Decision, GameEnd, ImprovedPolicy, Step
 from nlrl_envs.frozen_lake import FrozenLakeText
-from nlrl_envs.opponents import one_each, uniform_random
+from nlrl_envs.opponents import make_opponent, one_each, uniform_random
 from nlrl_envs.tic_tac_toe import TicTacToe
 
 
@@ -49,6 +49,20 @@ def test_the_company_of_other_games_changes_none(at_once, seed):
     assert sorted(map(repr, play(against_random(), 12, at_once, seed))) == sorted(
         map(repr, play(against_random(), 12, 1, seed))
     )
+
+
+@pytest.mark.parametrize("name", ["random", "first", "minimax", "mcts:20:2"])
+def test_a_batch_moves_as_each_game_alone_would_be_moved(name):
+    if name.startswith("mcts"):
+        pytest.importorskip("numba", reason="compiled search needs numba")
+    games, rng = [], np.random.default_rng(1)
+    for count in range(6):
+        games.append(TicTacToe())
+        for _ in range(count):
+            games[-1].step(str(rng.choice(games[-1].legal_actions)))
+    opponent = make_opponent(name, games[0])
+    together = opponent(games, [np.random.default_rng(g) for g in range(6)])
+    assert together == [opponent([game], [np.random.default_rng(g)])[0] for g, game in enumerate(games)]
 
 
 def test_a_game_that_comes_while_the_last_batch_ends_is_not_forgotten():
