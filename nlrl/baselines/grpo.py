@@ -158,6 +158,7 @@ def train_grpo(
     """
     from datasets import Dataset
     from transformers import TrainerCallback
+    from transformers.trainer_callback import PrinterCallback
     from transformers.utils import logging
     from trl.trainer.grpo_trainer import GRPOTrainer
 
@@ -182,6 +183,7 @@ def train_grpo(
             processing_class=tokenizer,
             callbacks=[Watch(), *([AfterStep(after_step)] if after_step is not None else [])],
         )
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
     return [row for row in trainer.state.log_history if "reward" in row]
 
@@ -202,6 +204,8 @@ def _settings(folder: str, ask: Asker, knobs: GrpoKnobs, seed: int, device: str)
         lr_scheduler_type="constant",
         temperature=knobs.temperature,
         beta=knobs.beta,
+        # Hymba's published configuration speaks of a router, of which it has none; no model here mixes experts.
+        router_aux_loss_coef=0.0,
         seed=seed,
         bf16=False,
         gradient_checkpointing=False,

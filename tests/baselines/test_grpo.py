@@ -8,10 +8,12 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from nlrl.ask import Asker
 from nlrl.baselines.grpo import GrpoKnobs, PlayedOn, play_on, random_roots, train_grpo
+from nlrl.baselines.loading import load_learner
 from nlrl.engine.local import encode_messages
 from nlrl.engine.oracle import OracleEngine
 from nlrl.policy import policy_question
 from nlrl_envs.frozen_lake import FrozenLakeText
+from nlrl_envs.maze import MazeText
 from nlrl_envs.opponents import first_legal, uniform_random
 from nlrl_envs.tic_tac_toe import TicTacToe
 from nlrl_prompts import load
@@ -88,6 +90,19 @@ def speaker(tokenizer, env, roots):
         optimizer.step()
         optimizer.zero_grad()
     return model
+
+
+@pytest.mark.full
+def test_the_model_in_the_box_takes_a_step():
+    env = MazeText("umaze")
+    learner = load_learner("hymba", "maze", env, device="cpu")
+    reward = PlayedOn(env, random_roots(env, None, 4, seed=0), learner.ask, None, seed=0)
+    before = [p.detach().clone() for p in learner.model.parameters()]
+    knobs = GrpoKnobs(steps=1, prompts=2, replies=4, learning_rate=1e-4)
+    (row,) = train_grpo(learner.model, learner.tokenizer, reward, knobs=knobs, seed=0)
+    assert reward.failures == {"": 8}
+    assert -101 <= float(row["reward"]) <= 0
+    assert any(not torch.equal(p, q) for p, q in zip(before, learner.model.parameters(), strict=True))
 
 
 @pytest.mark.full

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from tiny_tokenizer import save_tokenizer
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+import nlrl_backbones  # noqa: F401  registers the architectures with transformers
 from nlrl.ask import Asker
 from nlrl.baselines.episodes import Episode, Turn, play_episodes
 from nlrl.baselines.move_logits import MoveActor, Prompted
@@ -17,6 +18,7 @@ from nlrl.baselines.ppo import PpoKnobs, Sample, ppo_agent, ppo_loss, samples_of
 from nlrl.baselines.report import evaluate
 from nlrl.engine.oracle import OracleEngine
 from nlrl.errors import ConfigError
+from nlrl.pretrain.shapes import SHAPES
 from nlrl.types import CallId, GameEnd, Situation
 from nlrl_envs.maze import MazeText
 from nlrl_envs.opponents import first_legal, uniform_random
@@ -143,6 +145,31 @@ def test_small_numbers_are_refused_and_so_are_moves_spelled_alike(tokenizer):
         MoveActor(actor.model.bfloat16(), tokenizer, actor.ask)
     with pytest.raises(ConfigError, match="alike"):
         actor.encode(Situation(("s",), CallId(0, 0, "policy"), ("1", "1")))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("backbone", sorted(SHAPES))
+def test_every_backbone_acts_and_learns(tokenizer, backbone):
+    env = MazeText("umaze")
+    env.set_state(env.starts()[0])
+    shape = dict(SHAPES[backbone])
+    ids = {"vocab_size": len(tokenizer), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(shape.pop("model_type"), **shape, **ids)).float()
+    actor = MoveActor(model, tokenizer, Asker(OracleEngine({}), load("compact", "maze"), env.task))
+    actor.eval()
+    asked = [actor.encode(one) for one in situations(env, 3)]
+    with torch.no_grad():
+        together = actor(asked)
+        for b, one in enumerate(asked):
+            alone = actor([one])
+            assert torch.allclose(together.log_probs_BA[b], alone.log_probs_BA[0], atol=2e-4)
+            assert torch.allclose(together.values_B[b], alone.values_B[0], atol=2e-4)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    knobs = PpoKnobs(iterations=1, games=2, learning_rate=1e-3)
+    (record,) = train_ppo(MazeText("umaze", horizon=4), actor, None, knobs=knobs, seed=0)
+    assert math.isfinite(record.policy_loss)
+    assert any(not torch.equal(before[name], p) for name, p in model.named_parameters())
 
 
 @pytest.mark.slow
