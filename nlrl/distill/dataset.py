@@ -1,4 +1,4 @@
-"""Examples as the token sequences that a student is trained on, and as the standard chat format for others.
+"""Examples as the token sequences that a student is trained on.
 
 A sequence is the prompt's ids as the engine builds them (`nlrl.engine.local.encode_messages`, so the begin token stands
 where it stands when the student is asked, once), then the reply's ids as the teacher's engine drew them, then an end
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,22 +120,3 @@ def pad(rows: Sequence[TokenPair], padding: int) -> dict[str, torch.Tensor]:
         ids_BT[row, : len(pair)] = torch.tensor((*pair.prompt, *pair.reply))
         labels_BT[row, len(pair.prompt) : len(pair)] = torch.tensor(pair.reply)
     return {"input_ids": ids_BT, "labels": labels_BT}
-
-
-def chat_lines(examples: Iterable[Example], extra: Mapping[str, Any] | None = None) -> Iterable[str]:
-    """The standard conversational format, one JSON object a line, with links back into the run.
-
-    `prompt` and `completion` are lists of messages, as TRL and others read them; `id` and `games` name the example and
-    the games it came from; `extra` is added to each line.
-    """
-    for one in examples:
-        line = {
-            "prompt": [{"role": role, "content": content} for role, content in one.messages],
-            "completion": [{"role": "assistant", "content": one.target}],
-            "id": one.id,
-            "role": one.role,
-            "games": list(one.sources),
-            "completion_token_ids": list(one.target_token_ids),
-            **(extra or {}),
-        }
-        yield json.dumps(line, ensure_ascii=False)

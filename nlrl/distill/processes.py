@@ -27,7 +27,7 @@ def train(job: Job, out: Path, stop: threading.Event | None = None) -> Outcome:
     """Train in `job.knobs.processes` processes and write the new model to `out`.
 
     Raises:
-        ConfigError: the model cannot be trained in the asked way.
+        ConfigError: `job.state` is of a training of other parameters.
         EngineError: a process failed; its last line is told.
         Stopped: `stop` was set.
     """

@@ -42,6 +42,17 @@ def check_takes_weights(engine: Engine) -> None:
         )
 
 
+def check_trainable(base: Path, knobs: TrainingKnobs) -> None:
+    """Raise `ConfigError` unless the model in `base` can be trained in this way."""
+    config = json.loads((base / "config.json").read_text("utf-8"))
+    if config.get("weight_format") == "packed":
+        raise ConfigError(f"The weights in '{base}' are packed bits; train the folder of the latent weights.")
+    if config["model_type"] == "ngpt" and knobs.sharded:
+        raise ConfigError("nGPT normalises whole matrices after each step; train it with sharded = false.")
+    if config["model_type"] == "bimamba" and knobs.lora_rank:
+        raise ConfigError("Bi-Mamba's adapters cannot be merged into weights of one bit; train it with lora_rank = 0.")
+
+
 def check_soft_teacher(student: Path, teacher: Path) -> None:
     """Raise `ConfigError` unless the distributions of `teacher` are over the student's own vocabulary."""
     sizes = {json.loads((folder / "config.json").read_text("utf-8"))["vocab_size"] for folder in (student, teacher)}
@@ -65,7 +76,8 @@ class DistilledStudent:
         reloaded: called after each reload (`nlrl.recorded.RecordedEngine.reloaded`).
 
     Raises:
-        ConfigError: the engine cannot take weights, or the vocabulary of `knobs.teacher` is another.
+        ConfigError: the engine cannot take weights, the model cannot be trained so, or the vocabulary of
+            `knobs.teacher` is another.
         EngineUnavailableError: a package that training needs is not installed.
     """
 
@@ -80,10 +92,14 @@ class DistilledStudent:
         reloaded: Callable[[], None] = lambda: None,
     ) -> None:
         check_takes_weights(engine)
+        check_trainable(base, knobs)
         if knobs.teacher is not None:
             check_soft_teacher(base, knobs.teacher)
         try:
             import accelerate  # noqa: F401
+
+            if knobs.lora_rank:
+                import peft  # noqa: F401
             from transformers import AutoTokenizer
         except ImportError as error:
             raise EngineUnavailableError(f"Training needs '{error.name}': pip install 'nlrl[train]'.") from error
@@ -101,7 +117,7 @@ class DistilledStudent:
         Without examples nothing changes.
 
         Raises:
-            ConfigError: a sequence is too long, or the model cannot be trained in the asked way.
+            ConfigError: a sequence is too long.
             ResumeError: the run has a checkpoint of this name from other examples.
             EngineError: the engine cannot take the new weights.
             StoreError: the checkpoint cannot be written, or is not what was written.

@@ -43,7 +43,7 @@ def train(job: Job, out: Path, stop: threading.Event | None = None) -> Outcome:
     The random state of the process is as before when this returns.
 
     Raises:
-        ConfigError: the model cannot be trained in the asked way.
+        ConfigError: `job.state` is of a training of other parameters.
         Stopped: `stop` was set.
     """
     begun = time.perf_counter()

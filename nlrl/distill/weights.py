@@ -24,16 +24,8 @@ _PARAMETERS, _MOMENTS = "parameters.safetensors", "optimizer.safetensors"
 
 
 def load_model(job: Job) -> Any:
-    """The model's first weights in float32, with new adapters when they are asked for.
-
-    Raises:
-        ConfigError: the model cannot be trained in the asked way.
-    """
+    """The model's first weights in float32, with new adapters when they are asked for."""
     config = AutoConfig.from_pretrained(job.base, trust_remote_code=False)
-    if getattr(config, "weight_format", "latent") == "packed":
-        raise ConfigError(f"The weights in '{job.base}' are packed bits; train the folder of the latent weights.")
-    if job.knobs.sharded and config.model_type == "ngpt":
-        raise ConfigError("nGPT normalises whole matrices after each step; train it with sharded = false.")
     if job.knobs.lora_rank and hasattr(config, "adapt_meta_tokens"):
         config.adapt_meta_tokens = True  # else merging would give another model, see Hymba's README
     model: Any = AutoModelForCausalLM.from_pretrained(
@@ -43,12 +35,8 @@ def load_model(job: Job) -> Any:
 
 
 def _adapted(model: Any, knobs: TrainingKnobs) -> Any:
-    if model.config.model_type == "bimamba":
-        raise ConfigError("Bi-Mamba's adapters cannot be merged into weights of one bit; train it with lora_rank = 0.")
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise ConfigError("Adapters need peft; install it: pip install 'nlrl[train]'.") from error
+    from peft import LoraConfig, get_peft_model
+
     head = model.get_output_embeddings()
     linear = [n for n, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module is not head]
     # Without a task_type, else peft passes arguments that not every architecture has.

@@ -1,6 +1,5 @@
 """Sequences are the engine's prompt, the reply as drawn and an end; the loss is on the reply; nothing is cut."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +10,7 @@ pytest.importorskip("transformers")
 from tiny_tokenizer import save_tokenizer
 from transformers import AutoTokenizer
 
-from nlrl.distill.dataset import IGNORED, TokenPair, chat_lines, encode_examples, end_tokens, pad, same_tokenizer
+from nlrl.distill.dataset import IGNORED, TokenPair, encode_examples, end_tokens, pad, same_tokenizer
 from nlrl.engine.base import Message, Request, Sampling
 from nlrl.engine.local import encode_request
 from nlrl.errors import ConfigError
@@ -83,16 +82,3 @@ def test_tokenizers_are_told_apart_by_their_vocabulary_not_their_template(folder
     save_tokenizer(other, 310)
     assert same_tokenizer(folder, same)
     assert not same_tokenizer(folder, other)
-
-
-def test_examples_leave_in_the_standard_chat_format_with_their_games():
-    (line,) = chat_lines([replace(EXAMPLE, target_token_ids=(70, 2))], {"iteration": 1})
-    assert json.loads(line) == {
-        "prompt": [{"role": "system", "content": "Play."}, {"role": "user", "content": "the board is empty\nmove?"}],
-        "completion": [{"role": "assistant", "content": "the centre: 5"}],
-        "id": "1/policy/0/0//0",
-        "role": "policy",
-        "games": [3, 4],
-        "completion_token_ids": [70, 2],
-        "iteration": 1,
-    }

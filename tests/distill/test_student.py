@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,25 +84,39 @@ def test_a_resumed_run_trains_on_as_one_that_never_stopped(base, tmp_path):
     student, other = resumed(RunStore.resume(tmp_path, "stopped"), base, few)
     learn(student)
     assert learn(student, 2) == on
-    assert answers(engine, QUESTIONS[:8], 1.0) == answers(other, QUESTIONS[:8], 1.0)
+    assert answers(engine, QUESTIONS[:4], 1.0) == answers(other, QUESTIONS[:4], 1.0)
     assert engine.describe().fingerprint == other.describe().fingerprint
 
 
-def test_killed_between_training_and_reload_it_does_not_train_again(base, tmp_path, monkeypatch):
-    run, few = store(tmp_path), replace(KNOBS, epochs=1)
-    run.close()
+def killed_in(place: str, root: Path, base: Path, knobs: TrainingKnobs) -> None:
+    """A run whose process dies while it trains, or when it would reload."""
+    store(root).close()
     child = os.fork()
     if child == 0:
-        student, engine = resumed(RunStore.resume(tmp_path, "run"), base, few)
-        engine.update_weights = lambda *a, **k: os._exit(9)  # type: ignore[method-assign]
+        from nlrl.distill import training
+
+        student, engine = resumed(RunStore.resume(root, "run"), base, knobs)
+        if place == "training":
+            training.write_model = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
+        else:
+            engine.update_weights = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
         learn(student)
         os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("place", ["training", "reload"])
+def test_killed_anywhere_it_resumes_to_the_same_answers(base, tmp_path, monkeypatch, place):
+    few = replace(KNOBS, epochs=1)
+    killed_in(place, tmp_path, base, few)
     student, engine = resumed(RunStore.resume(tmp_path, "run"), base, few)
-    monkeypatch.setattr("nlrl.distill.training.train", None)
-    before = answers(engine)
-    assert learn(student).checkpoint == "policy-1"
-    assert answers(engine) != before
+    whole, other = resumed(store(tmp_path, "whole"), base, few)
+    expected = learn(whole)
+    if place == "reload":
+        monkeypatch.setattr("nlrl.distill.training.train", None)  # what was trained is not trained again
+    assert learn(student) == expected
+    assert answers(engine) == answers(other)
+    assert engine.describe().fingerprint == other.describe().fingerprint
     card = json.loads((tmp_path / "run" / "checkpoints" / "policy-1" / "training" / "card.json").read_text())
     assert (card["examples"], card["seed"], len(card["losses"])) == (64, 7, 4)
 

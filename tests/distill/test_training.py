@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from nlrl.distill.dataset import TokenPair, pad
 from nlrl.distill.knobs import Job, Stopped, TrainingKnobs
+from nlrl.distill.student import check_trainable
 from nlrl.distill.training import ReplyLoss, passes, train
 from nlrl.distill.weights import STATE
 from nlrl.errors import ConfigError
@@ -141,9 +142,12 @@ def test_merged_adapters_are_the_trained_model(family, folders, tmp_path):
 def test_what_cannot_be_trained_so_is_one_sentence(folders, tmp_path):
     lora = replace(KNOBS, lora_rank=2)
     with pytest.raises(ConfigError, match=r"Bi-Mamba's adapters cannot be merged"):
-        train(Job(folders["bimamba"], None, PAIRS, lora, 0), tmp_path / "a")
+        check_trainable(folders["bimamba"], lora)
     with pytest.raises(ConfigError, match="nGPT normalises whole matrices"):
-        train(Job(folders["ngpt"], None, PAIRS, replace(KNOBS, sharded=True, carry=False), 0), tmp_path / "b")
+        check_trainable(folders["ngpt"], replace(KNOBS, sharded=True, carry=False))
+    (tmp_path / "config.json").write_text('{"model_type": "bimamba", "weight_format": "packed"}')
+    with pytest.raises(ConfigError, match="are packed bits; train the folder of the latent weights"):
+        check_trainable(tmp_path, KNOBS)
     train(Job(folders["transformer"], None, PAIRS, replace(KNOBS, epochs=1), 0), tmp_path / "full")
     with pytest.raises(ConfigError, match="is of other parameters; go on with the lora_rank it was begun with"):
         train(Job(folders["transformer"], tmp_path / "full" / STATE, PAIRS, lora, 0), tmp_path / "c")
