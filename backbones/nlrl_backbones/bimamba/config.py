@@ -4,10 +4,12 @@ Source: Tang et al. 2024 (arXiv 2411.11843) and the ``mamba_config/*.json`` of i
 ``mamba_ssm``. Defaults are the 780M model's. Importable with transformers alone: no torch model, no vLLM.
 """
 
-from dataclasses import field, fields
+from dataclasses import field
 from typing import Any, ClassVar
 
-from transformers import GenerationConfig, PretrainedConfig
+from transformers import PretrainedConfig
+
+from nlrl_backbones.common.configuration import refuse_unknown_keys
 
 SIZES: dict[str, dict[str, Any]] = {
     "780M": {"d_model": 1536, "n_layer": 48},
@@ -43,21 +45,6 @@ _FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "residual_in_fp32": ((True,), "the residual is always carried in float32"),
     "fused_add_norm": ((True, False), "a switch of the official kernels"),
 }
-# What transformers itself may hand to any configuration besides its own fields.
-_TRANSFORMERS_KEYS = frozenset(
-    {
-        "model_type",
-        "torch_dtype",
-        "name_or_path",
-        "num_labels",
-        "output_attentions",
-        "attn_implementation",
-        "experts_implementation",
-        "per_layer_config",
-        "quantization_config",
-        "layer_types",
-    }
-)
 
 
 class BiMambaConfig(PretrainedConfig):
@@ -105,7 +92,7 @@ class BiMambaConfig(PretrainedConfig):
 
     def __post_init__(self, **other_keys: Any) -> None:
         """Refuse unknown keys and settings, then round the vocabulary up."""
-        _refuse_unknown_keys(other_keys)
+        refuse_unknown_keys("Bi-Mamba", other_keys, BiMambaConfig, also=("layer_types",))
         for key in ("model_type", "layer_types"):
             other_keys.pop(key, None)
         super().__post_init__(**other_keys)
@@ -241,11 +228,3 @@ class BiMambaConfig(PretrainedConfig):
 def _check_setting(name: str, value: Any, allowed: tuple[Any, ...], reason: str) -> None:
     if value not in allowed:
         raise ValueError(f"Bi-Mamba: {name}={value!r} is not supported: {reason}.")
-
-
-def _refuse_unknown_keys(keys: dict[str, Any]) -> None:
-    known = _TRANSFORMERS_KEYS | set(GenerationConfig().to_dict())
-    unknown = sorted(key for key in keys if not key.startswith("_") and key not in known)
-    if unknown:
-        official = sorted(f.name for f in fields(BiMambaConfig) if f.name in BiMambaConfig.__annotations__)
-        raise ValueError(f"Bi-Mamba: unknown configuration keys {unknown}; the known ones are {official}.")

@@ -13,7 +13,6 @@ import math
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
@@ -24,6 +23,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from nlrl_backbones.bimamba.config import BiMambaConfig
 from nlrl_backbones.bimamba.linear import LatentLinear
 from nlrl_backbones.bimamba.mixer import BiMambaMixer, RMSNorm, wide
+from nlrl_backbones.common.loss import next_token_loss
 
 
 class BiMambaPreTrainedModel(PreTrainedModel):
@@ -204,7 +204,7 @@ class BiMambaForCausalLM(BiMambaPreTrainedModel, GenerationMixin):
         logits_BTV = wide(self.lm_head(output.last_hidden_state[:, -logits_to_keep:]))
         loss = None
         if labels is not None:
-            loss = F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+            loss = next_token_loss(logits_BTV, labels)
         result = CausalLMOutputWithPast(loss, logits_BTV, output.past_key_values, output.hidden_states)  # type: ignore[arg-type]
         return result.to_tuple() if return_dict is False else result
 

@@ -11,10 +11,11 @@ is stored: it counts rows of the projections alike in all variants, and is what 
 transformers alone: no torch model, no vLLM.
 """
 
-from dataclasses import fields
 from typing import Any, ClassVar
 
-from transformers import GenerationConfig, PretrainedConfig
+from transformers import PretrainedConfig
+
+from nlrl_backbones.common.configuration import refuse_unknown_keys
 
 VARIANTS = ("v1", "v2", "diffllama")
 ARCHITECTURE = "DiffTransformerForCausalLM"
@@ -34,22 +35,6 @@ _FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
     "v2": {"rope_interleaved": (True,), "reference_module": ("v2",)},
     "diffllama": {"rope_interleaved": (False,)},
 }
-# What transformers itself may hand to any configuration besides its own fields.
-_TRANSFORMERS_KEYS = frozenset(
-    {
-        "model_type",
-        "torch_dtype",
-        "name_or_path",
-        "num_labels",
-        "output_attentions",
-        "attn_implementation",
-        "experts_implementation",
-        "per_layer_config",
-        "quantization_config",
-        "rope_scaling",
-        "rope_theta",
-    }
-)
 
 
 class DiffTransformerConfig(PretrainedConfig):
@@ -105,7 +90,10 @@ class DiffTransformerConfig(PretrainedConfig):
                 setattr(self, ours, other_keys.pop(theirs))
         self._take_head_counts(other_keys)
         self._take_fixed_keys(other_keys)
-        _refuse_unknown_keys(other_keys, self.variant)
+        refuse_unknown_keys(
+            "Differential Transformer", other_keys, DiffTransformerConfig, also=("rope_scaling", "rope_theta"),
+            named={*_RENAMED, "num_heads", "num_kv_heads", "rope_theta", "rope_scaling", *_FIXED[self.variant]},
+        )  # fmt: skip
         other_keys.pop("model_type", None)
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads // (2 if self.variant == "v2" else 1)
@@ -229,15 +217,3 @@ class DiffTransformerConfig(PretrainedConfig):
                 f"Differential Transformer: in v1 hidden_size is two maps times heads times head_dim, "
                 f"but {maps} * {self.head_dim} is not {self.hidden_size}."
             )
-
-
-def _refuse_unknown_keys(keys: dict[str, Any], variant: str) -> None:
-    known = _TRANSFORMERS_KEYS | set(GenerationConfig().to_dict())
-    unknown = sorted(key for key in keys if not key.startswith("_") and key not in known)
-    if unknown:
-        ours = {f.name for f in fields(DiffTransformerConfig) if f.name in DiffTransformerConfig.__annotations__}
-        theirs = {*_RENAMED, "num_heads", "num_kv_heads", "rope_theta", "rope_scaling", *_FIXED[variant]}
-        raise ValueError(
-            f"Differential Transformer: unknown configuration keys {unknown}; "
-            f"those of variant {variant} are {sorted(ours | theirs)}."
-        )

@@ -23,6 +23,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, eager_attention_forward
 
+from nlrl_backbones.common.loss import next_token_loss
 from nlrl_backbones.diff_transformer.config import DiffTransformerConfig
 from nlrl_backbones.diff_transformer.heads import HeadLayout, difference, lambda_init, lambda_of
 from nlrl_backbones.diff_transformer.weights import LAMBDAS, RENAMED
@@ -170,15 +171,9 @@ class DiffTransformerForCausalLM(DiffTransformerPreTrainedModel, GenerationMixin
         logits_BTV = logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32))
         loss = None
         if labels is not None:
-            loss = _loss(logits_BTV[:, :-1], labels[:, 1:], loss_settings.get("num_items_in_batch"))
+            loss = next_token_loss(logits_BTV, labels, loss_settings.get("num_items_in_batch"))
         result = CausalLMOutputWithPast(loss, logits_BTV, output.past_key_values, output.hidden_states)  # type: ignore[arg-type]
         return result.to_tuple() if return_dict is False else result
-
-
-def _loss(logits_BTV: torch.Tensor, labels_BT: torch.Tensor, items: torch.Tensor | int | None) -> torch.Tensor:
-    reduction = "mean" if items is None else "sum"
-    loss = F.cross_entropy(logits_BTV.flatten(0, 1), labels_BT.flatten(), ignore_index=-100, reduction=reduction)
-    return loss if items is None else loss / items
 
 
 class DiffTransformerLayer(GradientCheckpointingLayer):

@@ -4,29 +4,15 @@ Source: the configuration published with nvidia/Hymba-1.5B-Base (Dong et al. 202
 below are that model's. Importable with transformers alone: no torch model, no vLLM.
 """
 
-from dataclasses import field, fields
+from dataclasses import field
 from typing import Any, ClassVar
 
-from transformers import GenerationConfig, PretrainedConfig
+from transformers import PretrainedConfig
+
+from nlrl_backbones.common.configuration import refuse_unknown_keys
 
 # Official keys that carry no information: derived again here, or switches of code that is not ours.
 _DERIVED_OFFICIAL_KEYS = ("auto_map", "conv_dim", "layer_type", "v_head_dim")
-# What transformers itself may hand to any configuration besides its own fields.
-_TRANSFORMERS_KEYS = frozenset(
-    {
-        "model_type",
-        "torch_dtype",
-        "name_or_path",
-        "num_labels",
-        "output_attentions",
-        "attn_implementation",
-        "experts_implementation",
-        "per_layer_config",
-        "quantization_config",
-        "rope_parameters",
-        "rope_scaling",
-    }
-)
 # The one attention class of the official file that knows the meta tokens; it is no name transformers has.
 _OFFICIAL_ATTENTION = "flex"
 
@@ -132,7 +118,7 @@ class HymbaConfig(PretrainedConfig):
         layer_types = other_keys.get("layer_type") or []
         for key in _DERIVED_OFFICIAL_KEYS:
             other_keys.pop(key, None)
-        _refuse_unknown_keys(other_keys)
+        refuse_unknown_keys("Hymba", other_keys, HymbaConfig, also=("rope_parameters", "rope_scaling"))
         other_keys.pop("model_type", None)
         super().__post_init__(**other_keys)
         if any(kind != "h" for kind in layer_types):
@@ -256,11 +242,3 @@ class HymbaConfig(PretrainedConfig):
                 f"Hymba: the layers of a kv_reuse_group must be all global or all windowed; got {groups} "
                 f"with global layers {self.global_attn_idx}."
             )
-
-
-def _refuse_unknown_keys(keys: dict[str, Any]) -> None:
-    known = _TRANSFORMERS_KEYS | set(GenerationConfig().to_dict())
-    unknown = sorted(key for key in keys if not key.startswith("_") and key not in known)
-    if unknown:
-        official = sorted(f.name for f in fields(HymbaConfig) if f.name in HymbaConfig.__annotations__)
-        raise ValueError(f"Hymba: unknown configuration keys {unknown}; the known ones are {official}.")

@@ -21,6 +21,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
+from nlrl_backbones.common.loss import next_token_loss
 from nlrl_backbones.hymba.cache import HymbaCache, LayerCache, Rows
 from nlrl_backbones.hymba.config import HymbaConfig
 from nlrl_backbones.hymba.mixer import HymbaMixer, KeysValues, RMSNorm, project, rotary_table
@@ -159,7 +160,7 @@ class HymbaForCausalLM(HymbaPreTrainedModel, GenerationMixin):
         logits_BTV = logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32))
         loss = None
         if labels is not None:
-            loss = F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+            loss = next_token_loss(logits_BTV, labels)
         result = CausalLMOutputWithPast(loss, logits_BTV, output.past_key_values, output.hidden_states)  # type: ignore[arg-type]
         return result.to_tuple() if return_dict is False else result
 

@@ -5,10 +5,11 @@ same file describes the GPT that the paper compares with. The defaults are those
 transformers alone: no torch model, no vLLM.
 """
 
-from dataclasses import fields
 from typing import Any, ClassVar
 
-from transformers import GenerationConfig, PretrainedConfig
+from transformers import PretrainedConfig
+
+from nlrl_backbones.common.configuration import refuse_unknown_keys
 
 POSITIONS = ("official", "rotary")
 BASELINE_SCALE = 0.02
@@ -16,20 +17,6 @@ BASELINE_SCALE = 0.02
 MLP_RATIO = 4
 """Inner width of the feed-forward part over the model's; fixed in the published file."""
 
-# What transformers itself may hand to any configuration besides its own fields.
-_TRANSFORMERS_KEYS = frozenset(
-    {
-        "model_type",
-        "torch_dtype",
-        "name_or_path",
-        "num_labels",
-        "output_attentions",
-        "attn_implementation",
-        "experts_implementation",
-        "per_layer_config",
-        "quantization_config",
-    }
-)
 _REQUIRED: dict[str, tuple[tuple[Any, ...], str]] = {
     "use_nGPT": ((0, 1), "1 is nGPT, 0 its GPT baseline"),
     "bias": ((False, 0), "the projections have no bias"),
@@ -79,7 +66,7 @@ class NGPTConfig(PretrainedConfig):
 
     def __post_init__(self, **other_keys: Any) -> None:
         """Refuse unknown keys, fill in the scale, then check the settings."""
-        _refuse_unknown_keys(other_keys)
+        refuse_unknown_keys("nGPT", other_keys, NGPTConfig, also=NGPTConfig.attribute_map)
         other_keys.pop("model_type", None)
         super().__post_init__(**other_keys)
         self._check()
@@ -113,11 +100,3 @@ class NGPTConfig(PretrainedConfig):
             raise ValueError(f"nGPT: base_scale must be above 0, got {self.base_scale}.")
         if self.n_embd % self.n_head or self.head_dim % 2:
             raise ValueError(f"nGPT: n_embd {self.n_embd} over {self.n_head} heads must give an even whole width.")
-
-
-def _refuse_unknown_keys(keys: dict[str, Any]) -> None:
-    known = _TRANSFORMERS_KEYS | set(GenerationConfig().to_dict()) | set(NGPTConfig.attribute_map)
-    unknown = sorted(key for key in keys if not key.startswith("_") and key not in known)
-    if unknown:
-        official = sorted(f.name for f in fields(NGPTConfig) if f.name in NGPTConfig.__annotations__)
-        raise ValueError(f"nGPT: unknown configuration keys {unknown}; the known ones are {official}.")

@@ -18,6 +18,7 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
+from nlrl_backbones.common.loss import next_token_loss
 from nlrl_backbones.ngpt.config import NGPTConfig
 from nlrl_backbones.ngpt.position import position_tables
 from nlrl_backbones.ngpt.train import normalize_matrices
@@ -177,7 +178,7 @@ class NGPTForCausalLM(NGPTPreTrainedModel, GenerationMixin):
             logits_BTV = logits_BTV * self.logit_scale_V.to(logits_BTV.dtype)
         loss = None
         if labels is not None:
-            loss = F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+            loss = next_token_loss(logits_BTV, labels)
         result = CausalLMOutputWithPast(loss, logits_BTV, output.past_key_values, output.hidden_states)  # type: ignore[arg-type]
         return result.to_tuple() if return_dict is False else result
 
