@@ -175,7 +175,7 @@ class Run:
             for speaker in self._engines.keys() - set(self.cast.speakers.values()):
                 await speaker.engine.close()
             seconds = time.perf_counter() - begun
-            outcome = self._outcome(scores, seconds)
+            outcome = self._outcome(scores, seconds, whole=status == "finished")
             self._finish(status, outcome, seconds)
         self.console.print(result_table(outcome))
         if status == "interrupted":
@@ -257,9 +257,11 @@ class Run:
             games_total=count,
         )
 
-    def _outcome(self, scores: Scores, seconds: float) -> RunResult:
+    def _outcome(self, scores: Scores, seconds: float, *, whole: bool) -> RunResult:
         scores.settle()  # of an interrupted run, what it has
-        rows = (*scores.rows(), *exact_rows(self.config, self.task))
+        # Writing a game's table down takes seconds, for which nobody waits who has pressed Ctrl-C.
+        known = whole or self.task.reference is not None
+        rows = (*scores.rows(), *(exact_rows(self.config, self.task) if known else ()))
         return RunResult(rows, self._stats(seconds), dict(sorted(self.store.totals.failures.items())))
 
     def _finish(self, status: Literal["finished", "interrupted", "failed"], outcome: RunResult, seconds: float) -> None:
