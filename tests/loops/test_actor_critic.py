@@ -5,6 +5,8 @@ Four on 4x4 from positions with six squares free, FrozenLake dry from all square
 slippery on 2x3. `test_policy_iteration` and `test_td_values` hold slippery 4x4 against its solver.
 """
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from tabular import Tabular, of, run
@@ -155,6 +157,30 @@ def test_iteration_0_evaluates_before_anything_is_trained_and_the_others_go_thro
     ]  # fmt: skip
     assert [len(of(GameEnd, events[: events.index(of(Trained, events)[0])]))] == [4 + 6]
     assert len(returns(events, 0)) == len(returns(events, 2)) == 4
+
+
+@pytest.mark.parametrize("merge", ["concatenate", "equal"])
+def test_the_value_student_learns_from_the_last_k_sets(merge):
+    env = TicTacToe()
+    knobs = ActorCriticKnobs(4, 10, buffer=2, merge=merge, mask=Mask(1), play=GameKnobs(evaluation_games=0))
+    events = loop(env, Tabular(env, explore=1.0), knobs, uniform_random)
+    sizes = [len(e.evaluations) for e in of(Estimated, events)]
+    learned = [t.examples for t in of(Trained, events) if t.student == "value"]
+    pairs = list(pairwise(sizes))
+    assert len(set(sizes)) > 1
+    assert learned == [sizes[0], *(a + b if merge == "concatenate" else 2 * min(a, b) for a, b in pairs)]
+
+
+@pytest.mark.parametrize("every", [True, False])
+def test_the_policy_student_learns_a_situation_as_often_as_it_occurred_or_once(every):
+    env = TicTacToe()
+    knobs = ActorCriticKnobs(1, 10, every_occurrence=every, mask=ALL, play=GameKnobs(evaluation_games=0))
+    events = loop(env, Tabular(env), knobs, uniform_random)
+    turns = sum(e.decision.own for e in of(Step, events))
+    (improved,) = of(Improved, events)
+    assert len(improved.situations_S) < turns, "five games begin on the empty board"
+    taught = next(t.examples for t in of(Trained, events) if t.student == "policy")
+    assert taught == (turns if every else len(improved.situations_S))
 
 
 def test_the_value_student_learns_the_mean_return_of_the_runs_own_games():
