@@ -38,8 +38,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 import nlrl_backbones  # noqa: F401  registers the architectures with transformers
 from nlrl.errors import ConfigError, UnknownNameError
 from nlrl.pretrain import snapshot
-from nlrl.pretrain.corpus import SHARES, Example, choices, examples
-from nlrl.pretrain.data import IGNORED, Corpus, encode, pad
+from nlrl.pretrain.corpus import SHARES, Example, examples
+from nlrl.pretrain.data import Corpus
+from nlrl.pretrain.grade import grade
 from nlrl.pretrain.shapes import SHAPES
 from nlrl.pretrain.snapshot import BEGINNING, Stand
 from nlrl.pretrain.tokenizer import save_tokenizer, train_tokenizer
@@ -173,7 +174,7 @@ def _finished(
         "config": asdict(config),
         "parameters": sum(p.numel() for p in model.parameters()),
         "seconds": round(progress.seconds, 1),
-        "exact_reply_rate": grade(model, tokenizer, held_out, device),
+        **grade(model, tokenizer, held_out, device),
         "steps": progress.step,
         "tokens": progress.tokens,
         "loss": progress.losses[learner.backbone],
@@ -326,25 +327,3 @@ def _groups(model: PreTrainedModel, weight_decay: float) -> list[dict[str, Any]]
     ids = {id(p) for p in decayed}
     rest = [p for p in model.parameters() if id(p) not in ids]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
-
-
-@torch.no_grad()
-def grade(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, held_out: Sequence[Example], device: str
-) -> dict[str, float]:
-    """Share of examples whose whole reply is the most likely one, token by token, by "game role"; for "policy" the mean
-    entropy of the reply less that of a uniformly drawn move, in nats: 0 is right.
-    """
-    model.eval()
-    right: dict[str, list[float]] = {f"{game} {role}": [] for game, shares in SHARES.items() for role in shares}
-    for start in range(0, len(held_out), 256):
-        part = held_out[start : start + 256]
-        batch = pad(encode(tokenizer, part))
-        logits = model(input_ids=batch["input_ids"].to(device), use_cache=False).logits[:, :-1].float()
-        labels = batch["labels"][:, 1:].to(device)
-        exact = ((logits.argmax(-1) == labels) | (labels == IGNORED)).all(-1).tolist()
-        entropy = torch.distributions.Categorical(logits=logits).entropy() * (labels != IGNORED)
-        for example, hit, nats in zip(part, exact, entropy.sum(-1).tolist(), strict=True):
-            excess = nats - math.log(choices(example)) if example.skill == "policy" else float(hit)
-            right[f"{example.game} {example.skill}"].append(excess)
-    return {skill: round(sum(hits) / len(hits), 4) for skill, hits in right.items() if hits}

@@ -30,8 +30,9 @@ from nlrl.pretrain.corpus.frozen_lake import begin
 from nlrl.pretrain.corpus.speaker import answer, listed_moves
 from nlrl.pretrain.corpus.writer import Writer, play
 from nlrl.pretrain.data import encode, pad
+from nlrl.pretrain.grade import grade
 from nlrl.pretrain.tokenizer import ALWAYS, train_tokenizer
-from nlrl.pretrain.train import PretrainConfig, grade, new_model
+from nlrl.pretrain.train import PretrainConfig, new_model
 from nlrl.types import CallId, Situation
 from nlrl.values.direct import value_question
 from nlrl.values.games import FreshGames, fresh_games
@@ -308,8 +309,12 @@ def test_a_grade_is_given_for_each_game_and_role(sample, tokenizer, monkeypatch)
     torch.manual_seed(0)
     model = new_model("transformer", config.entries, tokenizer)
     few = sample[:600]
-    rates = grade(model, tokenizer, few, "cpu")
-    assert set(rates) == {f"{e.game} {e.skill}" for e in few}
+    grades = grade(model, tokenizer, few, "cpu")
+    rates, losses = grades["exact_reply_rate"], grades["reply_loss"]
+    assert set(rates) == set(losses) == {f"{e.game} {e.skill}" for e in few}
+    # Untrained, every token of a reply costs about the logarithm of the vocabulary.
+    mean = np.mean([len(ids) - prompt for ids, prompt in encode(tokenizer, few)])
+    assert np.mean(list(losses.values())) == pytest.approx(mean * np.log(config.entries), rel=0.25)
     batch = pad(encode(tokenizer, few[:4]))
     assert batch["weights"].max() == 1
     assert all(rate == 0 for name, rate in rates.items() if not name.endswith("policy"))
