@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import nlrl_kernels
-from nlrl_kernels.bench import report
+from nlrl_kernels.bench import report, sweep
 from nlrl_kernels.bench.__main__ import main
 from nlrl_kernels.bench.case import Case, Plan, Size
 from nlrl_kernels.bench.runner import planned, run_all, run_one
@@ -111,3 +111,31 @@ def test_alternatives_compute_the_same_function(kernel, name, monkeypatch):
             case = plan.build()
             expected = case.run().clone()
             assert_near(case.alternatives[name]()(), expected, 1e-4)
+
+
+@needs_no_gpu
+def test_a_sweep_launches_with_the_tiles_it_names_and_puts_the_old_ones_back():
+    from nlrl_kernels.diff_attention import triton_impl
+
+    before = triton_impl.prefill_tile
+    sizes, launched = triton_impl._sizes, []
+    triton_impl._sizes = lambda width, width_v, tile, dtype: launched.append(tile) or sizes(width, width_v, tile, dtype)
+    try:
+        for what, version in (("prefill", 1), ("decode", 2), ("backward", 1)):
+            tiles = (sweep.Tile(16, 16, 4, 1),) * (2 if what == "backward" else 1)
+            ms, line = sweep.time_one((what, version, tiles), TINY, None)
+            assert line.endswith("| no GPU")
+            assert ms == float("inf")
+            assert tiles[0] in launched
+            launched.clear()
+    finally:
+        triton_impl._sizes = sizes
+    assert triton_impl.prefill_tile is before
+    assert sweep.main([]) == 2
+
+
+def test_a_sweep_starts_from_todays_tiles_and_tries_each_once():
+    tried = sweep.candidates(["prefill", "decode"])
+    assert len(set(tried)) == len(tried)
+    assert {what for what, _, _ in tried} == {"prefill", "decode"}
+    assert tried[0] == ("prefill", 1, (sweep.triton_impl.prefill_tile(256, torch.bfloat16),))
