@@ -212,3 +212,20 @@ def test_the_operations_keep_what_torch_compile_asks_of_them(operator):
 def test_poison_is_seen():
     with pytest.raises(AssertionError, match="not finite"):
         assert_near(poisoned(2), torch.ones(2), 1.0)
+
+
+def test_torch_compile_takes_the_triton_forms_whole_with_their_gradients(monkeypatch):
+    monkeypatch.setattr("nlrl_kernels.ops.implementation_for", lambda tensor: "triton")
+
+    def block(h, o, alpha, scale, cross):
+        h = nlrl_kernels.residual_step(h, o, alpha)
+        q = nlrl_kernels.qk_step(h.unflatten(-1, (2, 4)), scale, cross)
+        return nlrl_kernels.scaled_swiglu(q.flatten(-2), alpha)
+
+    inputs = [draw(*shape, dtype=torch.float32) for shape in [(3, 8), (3, 8), (8,), (2, 4), (3, 1, 4)]]
+    trained = [x.requires_grad_() for x in inputs[:4]]
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager", dynamic=True)
+    found, expected = compiled(*inputs), block(*inputs)
+    assert_near(found, expected, FORWARD[torch.float32])
+    for one, other in zip(*(torch.autograd.grad(y.sum(), trained) for y in (found, expected)), strict=True):
+        assert_near(one, other, BACKWARD[torch.float32])
