@@ -118,7 +118,7 @@ async def _of_a_loop(config: RunConfig, task: Task, models: Models, engines: Seq
     """One small iteration for real, times how much larger and how many they are.
 
     Situations that come twice are worked on once, and the more games there are the more often that happens: so a small
-    iteration, enlarged, is more than a large one, and what is said is an upper bound.
+    iteration, enlarged, is usually more than a large one; what is said is no strict bound.
     """
     training, lengths = config.training, _random_lengths(task, config.seed)
     small = config.model_copy(update={"baseline": (), "training": _small(training)})

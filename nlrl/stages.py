@@ -32,6 +32,8 @@ from nlrl_envs.base import TextEnv
 from nlrl_envs.opponents import Opponent
 
 PHASES: tuple[PhaseName, ...] = ("collect", "estimate", "distil value", "improve", "distil policy", "evaluate")
+A_PHASE = 1_000_000
+"""Numbers of games that a phase may use."""
 
 
 def games_of(iteration: int, phase: PhaseName) -> int:
@@ -39,7 +41,12 @@ def games_of(iteration: int, phase: PhaseName) -> int:
 
     Games and calls of a run are told apart by these numbers (`CallId`), so no two phases share any.
     """
-    return (iteration * 10 + PHASES.index(phase)) * 1_000_000
+    return (iteration * 10 + PHASES.index(phase)) * A_PHASE
+
+
+def number_in_phase(game: int) -> int:
+    """A game's number as people are told it: counted from the first of its phase."""
+    return game % A_PHASE
 
 
 def rng_of(seed: int, iteration: int, phase: PhaseName) -> np.random.Generator:

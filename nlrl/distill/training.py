@@ -207,6 +207,8 @@ def _apart(seed: int, device: str, threads: int) -> Iterator[None]:
     import numpy as np
 
     logging.disable_progress_bar()  # it would be drawn into the live view
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # so would its advice about vLLM's process group, which is not ours to train in
     before = random.getstate(), np.random.get_state(), torch.get_num_threads()
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
         torch.manual_seed(seed)
@@ -218,3 +220,4 @@ def _apart(seed: int, device: str, threads: int) -> Iterator[None]:
             random.setstate(before[0])
             np.random.set_state(before[1])
             torch.set_num_threads(before[2])
+            logging.set_verbosity(verbosity)

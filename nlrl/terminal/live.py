@@ -24,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nlrl.safe_text import as_text, one_line
+from nlrl.stages import number_in_phase
 from nlrl.terminal.frame import Frame, outcome_text
 from nlrl.terminal.panels import game_line, game_view
 from nlrl.terminal.phase import Phase
@@ -313,4 +314,5 @@ def _end_line(start: GameStart | None, end: GameEnd) -> str:
     where = "" if start is None else f" from {start.start}"
     optimum = "" if start is None or start.optimal_return is None else f" (optimum {start.optimal_return:g})"
     moves = f"{end.steps} move{'' if end.steps == 1 else 's'}"
-    return f"game {end.game}{where}: {outcome_text(end)}, {moves}, return {end.total_return:g}{optimum}"
+    game = number_in_phase(end.game)
+    return f"game {game}{where}: {outcome_text(end)}, {moves}, return {end.total_return:g}{optimum}"

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nlrl.safe_text import as_text, one_line
+from nlrl.stages import number_in_phase
 from nlrl.terminal.frame import Frame, mover_text, outcome_text
 from nlrl.types import Candidate, Decision
 
@@ -44,7 +45,7 @@ def picture_text(picture: str) -> Text:
 def game_line(frame: Frame) -> Text:
     """Which game this is and how it stands, one line."""
     start = frame.start
-    parts = [f"game {start.game}", f"from {one_line(start.start, 24)}", f"move {frame.moves}"]
+    parts = [f"game {number_in_phase(start.game)}", f"from {one_line(start.start, 24)}", f"move {frame.moves}"]
     text = Text(" · ".join(parts), style="bold", no_wrap=True, overflow="ellipsis")
     text.append(f" · return {frame.total_return:g}", style="cyan")
     if start.optimal_return is not None:

@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.text import Text
 
 from nlrl.safe_text import as_text, one_line
+from nlrl.stages import number_in_phase
 from nlrl.terminal.frame import Frame, mover_text, outcome_text
 from nlrl.terminal.keys import ReadKey, terminal_keys
 from nlrl.terminal.panels import game_line, game_view
@@ -131,7 +132,8 @@ def listing(frames: Sequence[Frame], title: str = "") -> Text:
     """The whole game as lines: each move with its thought, its candidates and their evaluations."""
     start, last = frames[0].start, frames[-1]
     lines = [one_line(title, 500)] if title else []
-    lines += [f"game {start.game} from {one_line(start.start, 80)}", start.picture, start.observation.rstrip("\n")]
+    lines.append(f"game {number_in_phase(start.game)} from {one_line(start.start, 80)}")
+    lines += [start.picture, start.observation.rstrip("\n")]
     for frame in frames[1:]:
         lines += _move_lines(frame)
     if last.step is not None:
