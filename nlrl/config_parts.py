@@ -187,8 +187,8 @@ class DistilConfig(Part):
     lora_rank: int = Field(default=0, ge=0, le=1024)
     """0 trains every weight; else adapters of this rank (peft), merged into what the engine gets."""
     lora_alpha: int = Field(default=32, ge=1)
-    tokens_per_pass: int = Field(default=8192, ge=1)
-    """Most tokens in one forward pass of a process: what bounds the memory."""
+    tokens_per_pass: int | None = Field(default=None, ge=1)
+    """Most tokens in one forward pass of a process; absent, what keeps its logits in bounds."""
     processes: int = Field(default=1, ge=1)
     """Of training, one a GPU."""
     sharded: bool = False

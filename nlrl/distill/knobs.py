@@ -9,6 +9,10 @@ from typing import Literal
 from nlrl.distill.dataset import TokenPair
 from nlrl.errors import ConfigError
 
+TOKENS_PER_PASS = 8192
+LOGITS_PER_PASS = 2**27
+"""Half a GiB in float32; a training holds several such tensors at once."""
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingKnobs:
@@ -31,8 +35,10 @@ class TrainingKnobs:
     """A model of the same vocabulary whose distributions are learned (see `soft`); None to learn replies alone."""
     soft: Literal["teacher", "both"] = "teacher"
     """Learn the teacher's distribution instead of the reply's tokens, or the mean of both losses."""
-    tokens_per_pass: int = 8192
-    """Most tokens, padding included, in one forward pass of a process: what bounds the memory."""
+    tokens_per_pass: int | None = None
+    """Most tokens, padding included, in one forward pass of a process: what bounds the memory. None for 8,192, or for
+    fewer where a vocabulary is large: the logits of a pass are then `LOGITS_PER_PASS` numbers at most.
+    """
     processes: int = 1
     """Of training; above 1 they are started by torchrun, one a GPU, or on a CPU as many as this."""
     sharded: bool = False
@@ -44,8 +50,9 @@ class TrainingKnobs:
     def __post_init__(self) -> None:
         low = {"epochs": 1, "batch": 1, "tokens_per_pass": 1, "processes": 1, "lora_rank": 0, "lora_alpha": 1}
         for name, least in {**low, "threads": 0, "weight_decay": 0, "clip": 0}.items():
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} of a training is {least} or more, not {getattr(self, name)}.")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name} of a training is {least} or more, not {value}.")
         if not self.learning_rate > 0:
             raise ConfigError(f"The learning rate of a training is above 0, not {self.learning_rate}.")
         if self.sharded and self.carry:

@@ -32,7 +32,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging
 
 from nlrl.distill.dataset import IGNORED, TokenPair, pad
-from nlrl.distill.knobs import Job, Outcome, Stopped, TrainingKnobs
+from nlrl.distill.knobs import LOGITS_PER_PASS, TOKENS_PER_PASS, Job, Outcome, Stopped, TrainingKnobs
 from nlrl.distill.weights import load_model, make_optimizer, restore, write_model
 from nlrl_backbones.bimamba.distill import BOTH, SOFT, distillation_loss
 
@@ -138,7 +138,7 @@ def _trainer(
     job: Job, model: Any, optimizer: Any, device: str, scratch: str, callbacks: list[TrainerCallback]
 ) -> Trainer:
     knobs = job.knobs
-    rows, steps = passes(job.pairs, knobs, int(os.environ.get("WORLD_SIZE", "1")))
+    rows, steps = passes(job.pairs, knobs, int(os.environ.get("WORLD_SIZE", "1")), model.config.vocab_size)
     arguments = TrainingArguments(
         output_dir=scratch,
         per_device_train_batch_size=rows,
@@ -185,10 +185,11 @@ def _trainer(
     return trainer
 
 
-def passes(pairs: Sequence[TokenPair], knobs: TrainingKnobs, world: int) -> tuple[int, int]:
+def passes(pairs: Sequence[TokenPair], knobs: TrainingKnobs, world: int, vocabulary: int = 1) -> tuple[int, int]:
     """Rows a forward pass of each process, and passes an optimizer step, for `knobs.batch` examples a step."""
     share = -(-min(knobs.batch, len(pairs)) // world)
-    most = max(1, knobs.tokens_per_pass // max(map(len, pairs)))
+    tokens = knobs.tokens_per_pass or min(TOKENS_PER_PASS, LOGITS_PER_PASS // vocabulary)
+    most = max(1, tokens // max(map(len, pairs)))
     steps = -(-share // most)
     return -(-share // steps), steps
 

@@ -191,6 +191,15 @@ def test_a_training_that_is_told_to_stop_leaves_nothing_and_draws_nothing(folder
     assert random.getstate() == drawn
 
 
+def test_a_large_vocabulary_makes_passes_smaller_unless_they_are_set():
+    pairs = [TokenPair((1,) * 90, (2,) * 10)] * 100
+    assert passes(pairs, replace(KNOBS, batch=64, tokens_per_pass=None), 1, 640) == (64, 1)
+    rows, steps = passes(pairs, replace(KNOBS, batch=64, tokens_per_pass=None), 1, 131_072)
+    assert rows * 100 * 131_072 <= 2**27
+    assert rows * steps >= 64
+    assert passes(pairs, replace(KNOBS, batch=64, tokens_per_pass=6400), 1, 131_072) == (64, 1)
+
+
 def test_rows_and_passes_keep_the_batch_and_the_bound():
     pairs = [TokenPair((1,) * 90, (2,) * 10)] * 100
     for tokens, world in ((100, 1), (1000, 1), (6400, 1), (1000, 2), (1000, 4)):
