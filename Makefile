@@ -35,7 +35,7 @@ torture: install-dev ## the full figures of tests/torture: kills, faults, hostil
 	$(VENV)/bin/python -m pytest tests/torture --torture $(ARGS)
 
 .PHONY: served
-served: install-dev ## every backbone behind nlrl serve, asked by the openai client, with adapters (some minutes)
+served: install-dev ## the tests that take minutes: every backbone behind nlrl serve, all kernels compiled for sm_90, ...
 	$(VENV)/bin/python -m pytest --full -m full $(ARGS)
 
 .PHONY: real
@@ -52,7 +52,7 @@ $(REAL_MODEL)/config.json: | $(STAMPS)/project $(STAMPS)/dev
 
 .PHONY: fuzz
 fuzz: install-dev ## 50 random configurations of every backbone, trained and served (half an hour)
-	NLRL_EXAMPLES=50 $(VENV)/bin/python -m pytest tests/backbones/test_random_configs.py $(ARGS)
+	NLRL_EXAMPLES=50 $(VENV)/bin/python -m pytest tests/backbones/test_random_configs.py --full $(ARGS)
 
 .PHONY: mutations
 mutations: install-dev ## put single mistakes into the backbones and see which test notices each

@@ -37,7 +37,9 @@ def test_importing_the_package_loads_nothing_heavy():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("order", ["nlrl_backbones, transformers", "transformers, nlrl_backbones"])
+@pytest.mark.parametrize(
+    "order", ["nlrl_backbones, transformers", pytest.param("transformers, nlrl_backbones", marks=pytest.mark.full)]
+)
 def test_auto_classes_know_the_backbones_in_either_import_order(order):
     done = run_python(
         f"import {order}\nfrom transformers import AutoModelForCausalLM\n"
@@ -47,7 +49,7 @@ def test_auto_classes_know_the_backbones_in_either_import_order(order):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("first", ["LlamaForCausalLM", "MistralForCausalLM"])
+@pytest.mark.parametrize("first", ["LlamaForCausalLM", pytest.param("MistralForCausalLM", marks=pytest.mark.full)])
 def test_a_model_of_transformers_own_may_be_imported_first(first):
     """Its module imports the auto classes halfway, when ours cannot be imported yet."""
     done = run_python(

@@ -66,6 +66,7 @@ def test_a_part_that_fails_or_hangs_is_reported(
 
 
 @pytest.mark.vllm
+@pytest.mark.full
 def test_a_model_is_held_against_its_reference(
     scripts: tuple[Any, Any], random_hymba: Callable[..., Path], tmp_path: Path
 ) -> None:

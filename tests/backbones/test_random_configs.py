@@ -78,6 +78,7 @@ def there_and_back(family: str, folder: Path, target: Path) -> None:
 
 
 @pytest.mark.vllm
+@pytest.mark.full
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_the_served_model_is_the_trained_one(family, tmp_path):
     pytest.importorskip("vllm")

@@ -123,7 +123,9 @@ def test_steps_smaller_than_bfloat16_add_up(tmp_path):
     assert any(t.dtype == torch.float32 and "lambda" in n for n, t in after.items())
 
 
-@pytest.mark.parametrize("family", ["hymba", "ngpt", "transformer"])
+@pytest.mark.parametrize(
+    "family", ["hymba", *(pytest.param(name, marks=pytest.mark.full) for name in ("ngpt", "transformer"))]
+)
 def test_merged_adapters_are_the_trained_model(family, folders, tmp_path):
     """What the last step's model would answer is what the written folder answers; a second training goes on from it."""
     knobs = replace(KNOBS, lora_rank=4)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
 def test_every_kernel_compiles_for_sm_90(tmp_path):
     script = Path(__file__).parent / "compile_for_gpu.py"

@@ -43,7 +43,7 @@ def texts(env, states):
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_sweeps_over_all_of_tic_tac_toe_are_exact_policy_iteration():
     env, table = TicTacToe(), whole_game()
     read_S, opponent = texts(env, table.states_S), uniform_policy(table)
