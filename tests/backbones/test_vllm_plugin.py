@@ -9,6 +9,7 @@ pytest.importorskip("vllm")
 pytestmark = pytest.mark.vllm
 
 
+@pytest.mark.full
 def test_vllm_starts_where_numba_was_imported_first():
     code = (
         f"import sys; sys.path[:0] = {[p for p in sys.path if p]!r}\n"

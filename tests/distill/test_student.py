@@ -105,7 +105,7 @@ def killed_in(place: str, root: Path, base: Path, knobs: TrainingKnobs) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("place", ["training", "reload"])
+@pytest.mark.parametrize("place", [pytest.param("training", marks=pytest.mark.full), "reload"])
 def test_killed_anywhere_it_resumes_to_the_same_answers(base, tmp_path, monkeypatch, place):
     few = replace(KNOBS, epochs=1)
     killed_in(place, tmp_path, base, few)
