@@ -95,6 +95,7 @@ class ActorCriticKnobs:
     form: Form = "Q"
     """What is learned: Q^L of the moves made, or V^L of the situations. Improvement asks for Q^L in both cases."""
     mask: Mask = field(default=Mask(samples=10))
+    """Which moves are considered with form "Q"; with "V" all legal ones are."""
     mask_temperature: float = 0.7
     """At which pi_L names the moves that are considered."""
     buffer: int = 3
