@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import nlrl_kernels
-from nlrl_kernels.bench import report, sweep
+from nlrl_kernels.bench import goals, isolated, profile, report, sweep
 from nlrl_kernels.bench.__main__ import main
 from nlrl_kernels.bench.case import Case, Plan, Size
 from nlrl_kernels.bench.runner import planned, run_all, run_one
-from nlrl_kernels.bench.timing import Ceilings, Timing
+from nlrl_kernels.bench.timing import Ceilings, Timing, ratio
 from nlrl_kernels.testing import assert_near
 
 pytest.importorskip("triton")
@@ -63,37 +63,149 @@ def test_a_kernel_that_stops_is_a_result():
 
 
 @needs_no_gpu
-def test_files_grow_with_each_case_and_say_what_the_limit_left_out(tmp_path, capsys):
-    lines = run_all([plan_of([1.0], [1.0])] * 3, TINY, tmp_path, limit=60.0)
-    for _ in range(2):
-        next(lines)  # the header, the first case
-    assert next(lines).startswith("| made_up |")
-    written = list(tmp_path.glob("no-gpu-*.json"))
-    assert len(written) == 1
-    record = json.loads(written[0].read_text())
-    assert record["left_out"] in (1, 2)
+def test_files_grow_with_each_case_and_say_what_the_limit_left_out(tmp_path):
+    said, plans = [], [plan_of([1.0], [1.0])] * 3
+
+    def stop_after_one_case(line):
+        said.append(line)
+        if len(said) == 4:  # the machine, the header, two cases
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_all(plans, TINY, tmp_path, limit=60.0, say=stop_after_one_case)
+    assert said[2].startswith("| made_up |")
+    (written,) = tmp_path.glob("no-gpu-*.json")
+    record = json.loads(written.read_text())
+    assert record["left_out"] == 2
     assert record["results"][0]["errors"] == {"result": [0.0, 0.1]}
-    assert "refused: no GPU" in written[0].with_suffix(".md").read_text()
-    assert "3 cases were left out" in "\n".join(run_all([plan_of([1.0], [1.0])] * 3, TINY, tmp_path, limit=-1.0))
+    assert "refused: no GPU" in written.with_suffix(".md").read_text()
+    said.clear()
+    assert run_all(plans, TINY, tmp_path, limit=-1.0, say=said.append)
+    assert "3 cases were left out" in "\n".join(said)
 
 
 def test_a_row_has_shares_of_the_ceilings_and_ratios():
-    slow = report.Alternative(Timing(6.0, 5.0, 7.0, False))
+    slow = report.Alternative(Timing(6.0, 5.0, 7.0, False, 6.0))
     absent = report.Alternative(None, "not here")
-    timing = Timing(2.0, 1.9, 2.1, True)
+    timing = Timing(2.0, 1.9, 2.1, True, 2.4)
     result = report.Result("k", "s", 4 * 10**9, 3 * 10**12, {}, timing, {"other": slow, "third": absent})
     line = report.row(result, Ceilings(copy=4e12, matmul=5e14))
-    assert line == "| k | s | 2 | 4 | 3 | 50% | 300% | other: 6 (3.00x, eager); third: not here |"
+    others = "other: 6 (2.50x, both from Python); third: not here"
+    assert line == f"| k | s | 2 (1.9 .. 2.1) | 2.4 | 4 | 3 | 50% | 300% | {others} |"
+
+
+def test_graphs_are_compared_with_graphs_and_a_call_is_its_part_of_a_row():
+    ours, theirs = Timing(2.0, 1.0, 3.0, True, 4.0), Timing(6.0, 5.0, 7.0, True, 20.0)
+    assert ratio(theirs, ours) == 3.0
+    assert ratio(Timing(20.0, 20.0, 20.0, False, 20.0), ours) == 5.0
+    assert theirs.over(2) == Timing(3.0, 2.5, 3.5, True, 10.0)
+
+
+COPIED = goals.Goal("row", "kernel", "^8 rows", "copy", 0.8)
+FLAT = goals.Goal("row", "kernel", "rows", "flat", 1.1)
+FASTER = goals.Goal("row", "kernel", "rows", "faster", 2.0, "theirs")
+
+
+def timed(shape, milliseconds, theirs=None, refused=None):
+    timing = None if refused else Timing(milliseconds, milliseconds, milliseconds, True)
+    others = {"theirs": report.Alternative(theirs and Timing(theirs, theirs, theirs, True))}
+    return report.Result("kernel", shape, 10**9, 0, {}, timing, others, refused)
+
+
+@pytest.mark.parametrize(
+    ("goal", "results", "status", "found"),
+    [
+        (COPIED, [], "not measured", None),
+        (COPIED, [timed("8 rows", 1.0)], "reached", 1.0),
+        (COPIED, [timed("8 rows", 2.0)], "not reached", 0.5),
+        (COPIED, [timed("8 rows", 2.0, refused="wrong by 1")], "not reached", None),
+        (COPIED, [timed("8 rows", 2.0, refused="only checked")], "not measured", None),
+        (FLAT, [timed("8 rows", 1.0)], "not measured", None),
+        (FLAT, [timed("8 rows", 1.0), timed("9 rows", 1.05)], "reached", 1.05),
+        (FLAT, [timed("8 rows", 1.0), timed("9 rows", 1.5)], "not reached", 1.5),
+        (FASTER, [timed("8 rows", 1.0, 3.0)], "not measured", 3.0),  # one of two
+        (FASTER, [timed("8 rows", 1.0, 3.0), timed("9 rows", 1.0, 2.5)], "reached", 2.5),
+        (FASTER, [timed("8 rows", 1.0, 3.0), timed("9 rows", 1.0, 1.0)], "not reached", 1.0),
+        (FASTER, [timed("8 rows", 1.0), timed("9 rows", 1.0, 2.0)], "not measured", 2.0),
+    ],
+)
+def test_a_goal_is_held_against_the_worst_of_its_cases(monkeypatch, goal, results, status, found):
+    monkeypatch.setattr(goals, "GOALS", (goal,))
+    plans = [Plan("kernel", shape, lambda: None) for shape in ("8 rows", "9 rows")]
+    (verdict,) = goals.judge(plans, results, Ceilings(1e12, 1.0))
+    assert (verdict.status, verdict.found) == (status, found)
+    assert status in verdict.line
+
+
+def test_every_goal_has_cases_and_one_of_each_comes_before_all_others():
+    plans = planned(Size("cpu"))
+    covered = [[plan for plan in plans if goal.covers(plan.kernel, plan.shape)] for goal in goals.GOALS]
+    assert [goal for goal, of_goal in zip(goals.GOALS, covered, strict=True) if not of_goal] == []
+    first = plans[: len({of_goal[0] for of_goal in covered})]
+    assert all(set(of_goal) & set(first) for of_goal in covered)
+    assert len(set(plans)) == len(plans)
+
+
+def test_a_missed_goal_of_one_case_asks_for_its_profile(monkeypatch):
+    monkeypatch.setattr(goals, "GOALS", (COPIED, FLAT))
+    assert goals.missed(timed("8 rows", 2.0), Ceilings(1e12, 1.0)) == [COPIED]
+    assert goals.missed(timed("8 rows", 1.0), Ceilings(1e12, 1.0)) == []
+
+
+@pytest.mark.parametrize(
+    ("registers", "warps", "shared", "expected"),
+    [
+        (32, 4, 0, 1.0),
+        (64, 4, 0, 0.5),
+        (255, 8, 0, 0.125),
+        (40, 4, 0, 0.75),
+        (32, 8, 100 * 1024, 0.25),
+        (32, 1, 0, 0.5),
+    ],
+)
+def test_occupancy_is_that_of_the_occupancy_tables(registers, warps, shared, expected):
+    assert profile.occupancy(registers, warps, shared) == expected
+
+
+def test_a_profile_names_each_launched_kernel_once(monkeypatch):
+    from types import SimpleNamespace
+
+    from triton.runtime.jit import JITFunction
+
+    about = SimpleNamespace(name="attend", num_warps=4, shared=1024)
+    compiled = SimpleNamespace(metadata=about, n_regs=128, n_spills=6)
+    monkeypatch.setattr(JITFunction, "run", lambda self, *_, grid, warmup, **__: compiled)
+    launch = JITFunction.run
+    (found,) = profile.launches(lambda: [launch_with(JITFunction, grid=(3, 2), warmup=False) for _ in range(2)])
+    assert str(found) == "attend: 6 programs of 4 warps, 128 registers, 6 spilled, 1024 bytes shared, occupancy 25%"
+    assert JITFunction.run is launch
+
+
+def launch_with(kind, **how):
+    return kind.run(None, **how)
+
+
+@pytest.mark.full
+@needs_no_gpu
+def test_a_case_that_kills_its_process_costs_only_itself(monkeypatch):
+    plans = planned(TINY, ["binary"])[:1]
+    killer = Plan("binary_linear", "no such shape", plans[0].build)  # a KeyError there ends the process
+    first, second = isolated.results([killer, *plans], TINY, None, patience=60.0)
+    assert first.is_wrong
+    assert first.refused == "its process ended with code 1"
+    assert second.refused == "no GPU"
 
 
 def test_an_unknown_kernel_is_one_sentence_and_exit_code_2(capsys):
-    assert main(["--kernels", "attention"]) == 2
-    assert capsys.readouterr().err.startswith("There is no benchmark of 'attention': choose among binary_linear, ")
+    assert main(["--only", "attention"]) == 2
+    assert capsys.readouterr().err.startswith("There is no benchmark of 'attention': choose among binary, ")
 
 
 @needs_no_gpu
-def test_the_command_writes_where_it_says(tmp_path, capsys):
-    assert main(["--kernels", "binary_linear", "--quick", "--out", str(tmp_path)]) == 0
+def test_without_a_gpu_it_says_so_in_one_sentence_or_checks(tmp_path, capsys):
+    assert main(["--only", "binary", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count(".") == 1
+    assert main(["--only", "binary", "--check", "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert said.count("refused: no GPU") == 2
     assert str(tmp_path) in said
