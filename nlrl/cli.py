@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nlrl import __version__
+from nlrl import __version__, bench
 from nlrl.config import load_config, parse_override, recipes
 from nlrl.errors import ConfigError, NlrlError
 from nlrl.redact import redact, redact_logs
@@ -24,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(bench.app)
 
 RUNS = Path("runs/out")
 Overrides = Annotated[list[str] | None, typer.Option("-s", "--set", help="Override a recipe key: env.map=umaze.")]

@@ -1,0 +1,75 @@
+"""`nlrl bench`: what is fast and how fast, measured on this machine. What measures is imported when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nlrl.errors import EngineUnavailableError
+
+app = typer.Typer(
+    name="bench",
+    help="Measure kernels, serving and training on this machine's GPU, beside what would run in their place.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RESULTS = Path("runs/bench")
+Out = Annotated[Path, typer.Option(help="Folder of the results, which grow as they come.")]
+Limit = Annotated[float, typer.Option(min=1, help="Begin nothing after so many seconds.")]
+
+
+@app.command()
+def kernels(
+    only: Annotated[list[str] | None, typer.Option(help="A family or a kernel; may be given again.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A few shapes of each kernel.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Tiny shapes against the references; needs no GPU.")] = False,
+    listed: Annotated[bool, typer.Option("--list", help="Name the cases and stop.")] = False,
+    limit: Limit = 540.0,
+    out: Out = RESULTS,
+) -> None:
+    """Time every Triton kernel, once it is found right, against its goals and what would run in its place."""
+    choice, bench = _needed("nlrl_kernels.bench.command", "Choice", "bench")
+    raise typer.Exit(bench(choice(tuple(only or ()), quick, check, listed, limit, out)))
+
+
+@app.command()
+def serve(
+    models: Annotated[str, typer.Option(help="Shapes with commas between; absent: all, the telling ones first.")] = "",
+    tiny: Annotated[bool, typer.Option("--tiny", help="Tiny shapes and few tokens: that it runs, on any machine.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what would run, and how long it may take; stop.")] = False,
+    merge: Annotated[list[Path] | None, typer.Option(help="Make one table of these results; runs nothing.")] = None,
+    limit: Limit = 540.0,
+    out: Out = RESULTS,
+) -> None:
+    """Serve large shapes with random weights by vLLM, each in its own process: tokens a second, cache bytes, ratios."""
+    choice, bench = _needed("nlrl_backbones.bench_serve.command", "Choice", "bench")
+    names = tuple(name for name in models.split(",") if name)
+    raise typer.Exit(bench(choice(names, tiny, plan, tuple(merge or ()), limit, out)))
+
+
+@app.command()
+def train(
+    shape: Annotated[str, typer.Option(help="124m, 0.5b, 1b, or tiny on any machine.")] = "124m",
+    steps: Annotated[int, typer.Option(min=3, help="Steps that are timed.")] = 20,
+    out: Out = RESULTS,
+) -> None:
+    """Time a training step of nGPT beside the GPT baseline of its paper and a Llama, and what normalisation takes."""
+    choice, bench = _needed("nlrl_backbones.bench_train", "Choice", "bench")
+    raise typer.Exit(bench(choice(shape, steps, out)))
+
+
+def _needed(module: str, *names: str) -> tuple[Callable[..., Any], ...]:
+    """What measures; a sentence where the packages it needs are not installed."""
+    from nlrl.registry import resolve
+
+    try:
+        return tuple(resolve(f"{module}:{name}") for name in names)
+    except ImportError as error:
+        raise EngineUnavailableError(
+            f"Measuring needs '{error.name}': install nlrl[gpu], or nlrl[cpu] to try it without a GPU."
+        ) from error
