@@ -165,6 +165,9 @@ class TrainingConfig(Part):
     """Share of an iteration's games that are played against past policies of the run, once there are any."""
     evaluation_games: int = Field(default=512, ge=0)
     """Games of the plain policy before the first iteration and after each; seats alternate."""
+    learners: tuple[Literal["value", "policy"], ...] = ("value", "policy")
+    """Which students are trained; [] for none. What the others would be taught is recorded, and their weights stay:
+    for a model behind a server, which cannot be trained from here."""
 
 
 class DistilConfig(Part):

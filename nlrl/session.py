@@ -27,10 +27,10 @@ from nlrl.safe_text import as_text
 from nlrl.scores import Scores
 from nlrl.store import Manifest, RunReader, RunStore, new_run_id
 from nlrl.store_schema import check_run_id
-from nlrl.students import build_students, check_students, open_past
+from nlrl.students import build_students, check_students, fixed_roles, open_past
 from nlrl.task import Task, build_task
 from nlrl.terminal.live import View, open_view
-from nlrl.terminal.notes import engines_text, model_name, note_of, phase_text
+from nlrl.terminal.notes import engines_text, fixed_text, model_name, note_of, phase_text
 from nlrl.terminal.result import RunResult, result_table
 from nlrl.terminal.stats import Stats
 from nlrl.types import GameEnd, LoopEvent, PhaseStart, Trained
@@ -154,6 +154,8 @@ class Run:
             def stats() -> Stats:
                 return self._stats(time.perf_counter() - begun)
 
+            if said := fixed_text(fixed_roles(config)):
+                self.console.print(said)
             title, two = f"{title_of(config, self.task)}, {engines_text(config)}", len(seats_of(self.task.env)) > 1
             with open_view(stats, title=title, plain=self.plain, console=self.console, two=two) as view:
                 for stage in planned:

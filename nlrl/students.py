@@ -52,6 +52,20 @@ class RecordedStudent:
         return done
 
 
+class FixedStudent:
+    """A student that `training.learners` leaves out: it keeps its weights, and only its lessons are recorded."""
+
+    async def learn(self, examples: Sequence[Example], *, iteration: int, student: StudentName, seed: int) -> Trained:
+        """Nothing; see `nlrl.learn.Student`."""
+        return Trained(iteration, student, "", 0, 0)
+
+
+def fixed_roles(config: RunConfig) -> tuple[StudentName, ...]:
+    """The students of a config's loop that keep their weights."""
+    roles = LEARNERS[config.loop] if config.learns else ()
+    return tuple(role for role in roles if role not in config.training.learners)
+
+
 def check_students(config: RunConfig) -> None:
     """Raise `ConfigError` where the roles of a config cannot be taught; nothing is started for it.
 
@@ -59,15 +73,19 @@ def check_students(config: RunConfig) -> None:
     """
     if not config.learns:
         return
-    for role in LEARNERS[config.loop]:
+    fixed = fixed_roles(config)
+    if "policy" in fixed and (config.env.opponent == "pool" or config.training.past_share):
+        raise ConfigError("Past policies to play against come from a policy that learns: name it in training.learners.")
+    for role in (role for role in LEARNERS[config.loop] if role not in fixed):
         table: EngineConfig = getattr(config.roles, role) or config.engine
         if table.kind not in (*LOCAL, "oracle"):
             raise ConfigError(
                 f"The {role} student cannot be trained behind an engine of kind '{table.kind}'; take engine.kind = "
-                '"vllm" for it, and put the server under roles.teacher.'
+                '"vllm" for it and put the server under roles.teacher, or keep its weights as they are with '
+                f"training.learners = {[one for one in config.training.learners if one != role]}."
             )
     distil = config.distil or DistilConfig()
-    if distil.loss != "tokens":
+    if distil.loss != "tokens" and set(fixed) != set(LEARNERS[config.loop]):
         teacher = config.roles.teacher or config.engine
         if teacher.kind not in LOCAL:
             raise ConfigError(
@@ -88,18 +106,24 @@ def build_students(
     """
     if not config.learns:
         return None
-    made: dict[Speaker, Student] = {}
+    made: dict[tuple[Speaker, bool], Student] = {}
+    roles: dict[str, Student] = {}
+    fixed = fixed_roles(config)
     for role in LEARNERS[config.loop]:
         speaker: Speaker = getattr(cast, role)
         check_teachable(
             role, speaker.prompts, cast.teacher.prompts, actions=task.env.legal_actions,
             roles=TEACHERS[config.loop, role],
         )  # fmt: skip
-        if speaker not in made:
-            inner = speaker.table or _distilled(config, cast, speaker, models[speaker], store)
-            made[speaker] = RecordedStudent(inner, models[speaker], store)
-    learner = next(iter(made.values()))
-    return Students(made.get(cast.value, learner), made.get(cast.policy, learner))
+        if (key := (speaker, role in fixed)) not in made:
+            if role in fixed:
+                inner: Student = FixedStudent()
+            else:
+                inner = speaker.table or _distilled(config, cast, speaker, models[speaker], store)
+            made[key] = RecordedStudent(inner, models[speaker], store)
+        roles[role] = made[key]
+    other = next(iter(roles.values()))
+    return Students(roles.get("value", other), roles.get("policy", other))
 
 
 def open_past(config: RunConfig, task: Task, speaker: Speaker, trained: Trained, run: Path) -> Speaker:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from nlrl.cast import role_tables
@@ -37,6 +38,8 @@ def note_of(event: LoopEvent) -> str:
     match event:
         case Trained():
             losses = event.losses_T
+            if not event.examples:
+                return f"iteration {event.iteration}: {event.student} student learned nothing"
             loss = f", loss {losses[0]:.3f} to {losses[-1]:.3f}" if losses else ""
             return f"iteration {event.iteration}: {event.student} student learned {event.examples:,} examples{loss}"
         case Estimated():
@@ -48,6 +51,14 @@ def note_of(event: LoopEvent) -> str:
             chosen = sum(choice is not None for choice in event.choices_S)
             return f"iteration {event.iteration}: {chosen:,} choices in {len(event.situations_S):,} situations"
     return ""
+
+
+def fixed_text(roles: Sequence[str]) -> str:
+    """The sentence about students that keep their weights; "" where there are none."""
+    if not roles:
+        return ""
+    who = f"{' and '.join(roles)} student{'s keep their' if len(roles) > 1 else ' keeps its'} weights"
+    return f"The {who} (training.learners); what would be taught is recorded."
 
 
 def model_name(table: EngineConfig) -> str:

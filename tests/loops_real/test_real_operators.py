@@ -5,20 +5,14 @@ legal; whatever is not is a typed failure.
 """
 
 import asyncio
-import os
-import re
-import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 import pytest
 from real_model import ROLES, Asked, ask_everything, model_folder, table
+from real_server import serving
 
 from nlrl_envs import ENVS
 
@@ -26,7 +20,6 @@ pytest.importorskip("vllm")
 pytestmark = [pytest.mark.vllm, pytest.mark.real]
 
 SETTINGS = {"max_model_len": 4096, "max_num_seqs": 64, "dtype": "bfloat16"}
-START_S = 300
 
 
 @pytest.fixture(scope="module")
@@ -45,42 +38,11 @@ def engine(folder: Path) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def served(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """The http engine before `nlrl serve FOLDER`, which ends by its own process id."""
+    """The http engine before `nlrl serve FOLDER`."""
     from nlrl.engine.http import HttpEngine
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    of_one_process = ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_LEVEL")  # other tests may have set them
-    environment = {name: value for name, value in os.environ.items() if name not in of_one_process}
-    options = [part for key, value in SETTINGS.items() for part in (f"--{key.replace('_', '-')}", str(value))]
-    nlrl = [sys.executable, "-c", "from nlrl.cli import main; main()"]
-    log = tmp_path_factory.mktemp("served") / "log"
-    with log.open("w") as stream:
-        command = [*nlrl, "serve", str(folder), "--port", str(port), *options]
-        process = subprocess.Popen(command, stdout=stream, stderr=subprocess.STDOUT, env=environment)
-    try:
-        address, key = _address(process, log, port)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("NLRL_API_KEY", key)
-            yield HttpEngine(address, folder.name, prompt_set="full")
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=60)
-
-
-def _address(process: Any, log: Path, port: int) -> tuple[str, str]:
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text()[-3000:]
-        try:
-            with urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
-                break
-        except OSError:
-            time.sleep(0.5)
-    said = re.search(r"at (http://\S+/v1) with the API key (\S+)", log.read_text())
-    assert said, log.read_text()[-3000:]
-    return said[1], said[2]
+    with serving(folder, tmp_path_factory.mktemp("served") / "log", SETTINGS) as address:
+        yield HttpEngine(address, folder.name, prompt_set="full")
 
 
 async def ask_all(engine: Any, free: bool = False) -> tuple[list[Asked], float]:

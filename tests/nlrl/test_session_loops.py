@@ -141,7 +141,7 @@ def test_a_resumed_loop_asks_nothing_twice_and_other_knobs_are_refused(tmp_path)
         (
             "tic_tac_toe",
             {"engine.kind": "http", "engine.base_url": "http://127.0.0.1:9/v1"},
-            "student cannot be trained",
+            r"value student cannot be trained .* keep its weights as they are with training\.learners = \['policy'\]",
         ),
         (
             "tic_tac_toe",
@@ -155,6 +155,25 @@ def test_what_cannot_be_is_one_sentence_before_anything_is_spent(recipe, changes
     with pytest.raises((ConfigError, EnvError), match=says):
         asyncio.run(run_recorded(load_config(recipe, changes), Place(tmp_path, "run", plain=True)))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("learners", [(), ("value",)])
+def test_who_does_not_learn_keeps_its_weights_and_its_lessons_are_recorded(learners, tmp_path, capsys):
+    config = small("actor_critic", training__learners=learners, training__iterations=1)
+    assert asyncio.run(run_recorded(config, Place(tmp_path, "run", plain=True))) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    who = "policy student keeps its weights" if learners else "value and policy students keep their weights"
+    assert f"The {who} (training.learners)" in said
+    with RunReader.open(tmp_path / "run") as run:
+        taught = {training.student: training.examples for training in trainings(run)}
+        assert {student for student, examples in taught.items() if examples} == set(learners)
+        assert all(len(list(dataset(run, 1, student))) > 0 for student in ("value", "policy"))
+
+
+def test_past_policies_come_from_a_policy_that_learns(tmp_path):
+    config = small("self_play", training__learners=("value",))
+    with pytest.raises(ConfigError, match=r"name it in training\.learners"):
+        asyncio.run(run_recorded(config, Place(tmp_path, "run", plain=True)))
 
 
 def test_every_recipe_can_be_estimated(capsys):

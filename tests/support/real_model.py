@@ -67,7 +67,8 @@ class Asked:
 
 
 async def ask_everything(game: str, engine: Engine, *, free: bool = False, prompt_set: str = "full") -> Asked:
-    """Monte Carlo, TD(lambda) with G2 apart, and masked improvement in a game's first position, or second of two seats.
+    """Monte Carlo of one move, TD(lambda) of it with G2 apart, and masked improvement, in a game's first position, or
+    second of two seats: every role, with few questions.
 
     Each question is asked once: what is counted is how a model replies, not how often it may try.
     """
@@ -86,12 +87,12 @@ async def ask_everything(game: str, engine: Engine, *, free: bool = False, promp
 async def _operators(env: TextEnv, situation: Situation, ask: Asker) -> None:
     rng = np.random.default_rng(0)
     groups, _ = await fresh_games([(env, situation)], FreshGames(2, uniform_random), rng)
-    await language_monte_carlo(groups[:2], ask=ask)
+    await language_monte_carlo(groups[:1], ask=ask)
     looks_A_K, _ = await look_ahead(
         env, situation.history, situation.call, variations=2, steps=2, rollout=uniform_random, rng=rng
     )
-    await language_td_lambda(looks_A_K[:2], situation.history, situation.call, trace=Trace(0.5, "split"), ask=ask)
-    await improve_masked([situation], Mask(samples=4), models=Models(ask, ask, ask), rng=rng)
+    await language_td_lambda(looks_A_K[:1], situation.history, situation.call, trace=Trace(0.5, "split"), ask=ask)
+    await improve_masked([situation], Mask(samples=3), models=Models(ask, ask, ask), rng=rng)
 
 
 def _position(game: str) -> TextEnv:
