@@ -1,12 +1,14 @@
 """Differential attention in Triton against its definition: packed rows with gradients, and a paged cache."""
 
+import copy
+
 import pytest
 import torch
 
 import nlrl_kernels
 from nlrl_kernels.diff_attention.reference import diff_attention
 from nlrl_kernels.diff_attention.tolerance import BACKWARD, FORWARD
-from nlrl_kernels.testing import assert_near, poisoned
+from nlrl_kernels.testing import assert_as_accurate, assert_near, poisoned
 
 pytest.importorskip("triton")
 
@@ -65,6 +67,15 @@ class Case:
         self.weight = normal(width_v, kind=torch.float32) if layout.get("weight") else None
         self.settings = {"scale": width**-0.5, "eps": layout.get("eps"), "factor": layout.get("factor", 1.0)}
 
+    def exact(self):
+        """The same inputs in float64."""
+        wide = copy.copy(self)
+        for name in ("q1", "q2", "k1", "k2", "v", "lam", "weight"):
+            if (x := getattr(self, name)) is not None:
+                setattr(wide, name, x.detach().double().requires_grad_(x.requires_grad))
+        wide.k2 = wide.k1 if self.k2 is self.k1 else wide.k2
+        return wide
+
     def leaves(self):
         found = {id(x): x for x in (self.q1, self.q2, self.k1, self.k2, self.v, self.lam, self.weight) if x is not None}
         return list(found.values())
@@ -104,22 +115,25 @@ class Case:
             )  # fmt: skip
 
 
+def check(case, found):
+    assert_as_accurate(found, case.packed("reference"), case.exact().packed("reference"), FORWARD[case.dtype])
+
+
 def check_gradients(case, dtype):
     weights = torch.randn(len(case.q1), case.q1.shape[1], case.v.shape[2]).to(DEVICE)
     gradients = []
-    for implementation in ("triton", "reference"):
-        result = case.packed(implementation)
-        gradients.append(torch.autograd.grad((result * weights).sum(), case.leaves()))
-    for i, (one, other) in enumerate(zip(*gradients, strict=True)):
+    for this, implementation in ((case, "triton"), (case, "reference"), (case.exact(), "reference")):
+        result = this.packed(implementation)
+        gradients.append(torch.autograd.grad((result * weights).sum(), this.leaves()))
+    for i, (one, other, exact) in enumerate(zip(*gradients, strict=True)):
         assert one.dtype == other.dtype
-        assert_near(one, other, BACKWARD[dtype], f"gradient {i}")
+        assert_as_accurate(one, other, exact, BACKWARD[dtype], f"gradient {i}")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_packed_rows_and_their_gradients(layout):
     case = Case(LAYOUTS[layout], gradients=True)
-    found = case.packed("triton")
-    assert_near(found, case.packed("reference"), FORWARD[torch.float32])
+    check(case, case.packed("triton"))
     check_gradients(case, torch.float32)
 
 
@@ -141,8 +155,8 @@ def test_without_gradients_the_result_is_bitwise_the_same():
 @pytest.mark.parametrize("layout", ["V1", "V2", "wide"])
 def test_a_paged_cache_in_chunks(layout, page):
     case = Case(LAYOUTS[layout])
-    assert_near(case.paged("triton", page), case.packed("reference"), FORWARD[torch.float32])
-    assert_near(case.paged("reference", page), case.packed("reference"), FORWARD[torch.float32])
+    check(case, case.paged("triton", page))
+    check(case, case.paged("reference", page))
 
 
 @pytest.mark.parametrize("counts", [[1, 1, 0, 1, 1], [1, 2, 0, 3, 1]], ids=str)
@@ -164,7 +178,7 @@ def test_decode_splits_the_keys(layout, counts, monkeypatch):
 
     monkeypatch.setattr(kernels, "combine", Counting())
     case = Case(LAYOUTS[layout], counts, [150, 65, 0, 3, 64])
-    assert_near(case.paged("triton"), case.packed("reference"), FORWARD[torch.float32])
+    check(case, case.paged("triton"))
     assert splits == [6]  # 150 keys in pages of 16, and two spare pages: 192
 
 

@@ -43,8 +43,8 @@ def draw(*shape, dtype):
 def agree(operator, inputs, dtype):
     """Same result and same gradients of the arguments that ask for one, from both implementations.
 
-    A gradient is judged by the size it has in the worst of eight directions: normalisation projects, and in one direction
-    alone what it leaves may be a thousandth of what was subtracted, so that rounding is all one would compare.
+    A gradient is judged by the size it has in the worst of eight directions: normalisation projects, and in one
+    direction alone what it leaves may be a thousandth of what was subtracted: rounding is all one would compare then.
     """
     outcomes = {}
     for implementation in ("triton", "reference"):
