@@ -4,6 +4,8 @@
 PYTHON ?= python3
 DEVICE ?= $(shell if nvidia-smi -L >/dev/null 2>&1 || test -e /proc/driver/nvidia/version; then echo gpu; else echo cpu; fi)
 ARGS ?=
+# Test files run side by side in so many processes, each with one thread and up to 3 GB.
+JOBS ?= 2
 # A real pretrained model for `make real`: 270 MB, made once, outside the repository.
 REAL_MODEL ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nlrl/smollm2-135m-instruct
 
@@ -28,7 +30,7 @@ demo: install ## install, then walk a maze with the boxed Hymba served by vLLM
 
 .PHONY: test
 test: install-dev ## install with the tools, then run the tests (ARGS="-m 'not slow'" and the like)
-	$(VENV)/bin/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 .PHONY: torture
 torture: install-dev ## the full figures of tests/torture: kills, faults, hostile text and files (an hour)

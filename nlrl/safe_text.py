@@ -8,6 +8,7 @@ rich as a `Text`, never as a string.
 from __future__ import annotations
 
 import re
+import unicodedata
 
 from rich.cells import cell_len, set_cell_size
 from rich.style import Style
@@ -29,7 +30,6 @@ _INVISIBLE = re.compile(
     "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
     "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\ufffe\uffff\U000e0000-\U000e0fff]"
 )
-_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def safe_text(text: str) -> str:
@@ -37,12 +37,18 @@ def safe_text(text: str) -> str:
 
     Whole escape sequences go, so do control characters but newline and tab, bidirectional controls and characters
     without width. Every kind of line end becomes a newline, so that nothing can be overwritten; a lone surrogate, which
-    no terminal can be sent, becomes U+FFFD. Applying it twice changes nothing.
+    no terminal can be sent, becomes U+FFFD, and so does what Unicode has not assigned. Applying it twice changes
+    nothing.
     """
     text = _SEQUENCES.sub("", text)
     text = _LINE_ENDS.sub("\n", text)
     text = _INVISIBLE.sub("", text)
-    return _SURROGATES.sub("\ufffd", text)
+    return text.translate({ord(character): "\ufffd" for character in set(text) if _unassigned(character)})
+
+
+def _unassigned(character: str) -> bool:
+    """Lone surrogates too. What is not assigned has no agreed width: rich counts two columns, a terminal moves by one."""
+    return not character.isascii() and unicodedata.category(character) in ("Cn", "Cs")
 
 
 def as_text(text: str, style: str | Style = "") -> Text:

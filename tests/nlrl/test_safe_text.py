@@ -44,6 +44,7 @@ HIDDEN = {
     "tags": ("move up\U000e0068\U000e0069", "move up"),
     "variation selector, soft hyphen": ("mo\u00adve\ufe0f up", "move up"),
     "lone surrogate": ("move \udcffup", "move \ufffdup"),
+    "not assigned, of no agreed width": ("move \U00018e00up", "move \ufffdup"),
     "markup stays": ("[up] [/foo] [bold]x[/bold]", "[up] [/foo] [bold]x[/bold]"),
     "tab and newline stay": ("a\tb\nc", "a\tb\nc"),
     "other scripts stay": ("Ход вверх 上へ é", "Ход вверх 上へ é"),
