@@ -47,7 +47,7 @@ def safe_text(text: str) -> str:
 
 
 def _unassigned(character: str) -> bool:
-    """Lone surrogates too. What is not assigned has no agreed width: rich counts two columns, a terminal moves by one."""
+    """Lone surrogates too. What is not assigned has no agreed width: rich may count two columns, a terminal one."""
     return not character.isascii() and unicodedata.category(character) in ("Cn", "Cs")
 
 
