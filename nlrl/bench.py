@@ -40,7 +40,8 @@ def kernels(
 @app.command()
 def serve(
     models: Annotated[str, typer.Option(help="Shapes with commas between; absent: all, the telling ones first.")] = "",
-    tiny: Annotated[bool, typer.Option("--tiny", help="Tiny shapes and few tokens: that it runs, on any machine.")] = False,
+    tiny: Annotated[bool, typer.Option("--tiny", help="Tiny shapes, few tokens: that it runs, anywhere.")] = False,
+    goals: Annotated[bool, typer.Option("--goals", help="Only what a goal asks for.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Say what would run, and how long it may take; stop.")] = False,
     merge: Annotated[list[Path] | None, typer.Option(help="Make one table of these results; runs nothing.")] = None,
     limit: Limit = 540.0,
@@ -49,7 +50,7 @@ def serve(
     """Serve large shapes with random weights by vLLM, each in its own process: tokens a second, cache bytes, ratios."""
     choice, bench = _needed("nlrl_backbones.bench_serve.command", "Choice", "bench")
     names = tuple(name for name in models.split(",") if name)
-    raise typer.Exit(bench(choice(names, tiny, plan, tuple(merge or ()), limit, out)))
+    raise typer.Exit(bench(choice(names, tiny, goals, plan, tuple(merge or ()), limit, out)))
 
 
 @app.command()
