@@ -84,9 +84,9 @@ def compile_diff_attention():
     for full in (True, False):
         norm, layout = {"NORM": full, "HAS_WEIGHT": full}, sizes | {"GROUP": 2, "SHARED": not full}
         for flags in (
-            {"TWO_PASS": full, "PAGED": False, "SPLITS": 1, "KEEP": True},
-            {"TWO_PASS": not full, "PAGED": True, "SPLITS": 1, "KEEP": False},
-            {"TWO_PASS": False, "PAGED": True, "SPLITS": 8, "KEEP": False, "BLOCK_M": 16},
+            {"WAY": "in_turn" if full else "together", "PAGE": 0, "ALIKE": False, "SPLITS": 1, "KEEP": True},
+            {"WAY": "sums_first" if full else "in_turn", "PAGE": 16, "ALIKE": full, "SPLITS": 1, "KEEP": False},
+            {"WAY": "together", "PAGE": 64, "ALIKE": not full, "SPLITS": 8, "KEEP": False, "BLOCK_M": 16},
         ):
             compile_kernel(diff.attend, layout | norm | flags, "bf16", warps, types, stages)
         compile_kernel(diff_backward.queries_backward, layout, "bf16", warps, types, stages)

@@ -17,7 +17,7 @@ DEVICE = "cuda" if GPU else "cpu"
 V1 = {"heads": 2, "kv_heads": 1, "width": 16, "width_v": 32, "eps": 1e-5, "weight": True, "factor": 0.8}
 V2 = {"heads": 4, "kv_heads": 2, "width": 16, "width_v": 16, "shared": True, "lam": "token"}
 DIFFLLAMA = {"heads": 2, "kv_heads": 2, "width": 24, "width_v": 48, "eps": 1e-6, "factor": 0.5}
-WIDE = V1 | {"width": 96, "width_v": 192, "kv_heads": 2}  # takes two walks over the keys
+WIDE = V1 | {"width": 96, "width_v": 192, "kv_heads": 2}  # its maps take turns
 LAYOUTS = {"V1": V1, "V2": V2, "DiffLlama": DIFFLLAMA, "wide": WIDE}
 QUERIES, KEYS = [3, 0, 1, 35, 1], [3, 0, 38, 35, 1]  # a row of nothing, one token over many, odd ones
 SIXTEEN = [torch.bfloat16, torch.float16]
@@ -151,7 +151,27 @@ def test_without_gradients_the_result_is_bitwise_the_same():
     assert alone.equal(case.packed("triton"))
 
 
-@pytest.mark.parametrize("page", [5, 16])
+@pytest.mark.parametrize("paged", [False, True])
+@pytest.mark.parametrize("way", ["together", "in_turn", "sums_first"])
+def test_every_way_around_the_two_sums(way, paged, monkeypatch):
+    from nlrl_kernels.diff_attention import triton_impl
+
+    monkeypatch.setattr(triton_impl, "prefill_tile", lambda *_: triton_impl.Tile(32, 16, 4, 1, way))
+    case = Case(V1, [3, 0, 35], [3, 0, 38])
+    found = case.paged("triton", 16 if way == "in_turn" else 5) if paged else case.packed("triton")
+    assert_near(found, case.packed("reference"), FORWARD[torch.float32])
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0])
+def test_a_scale_that_is_not_positive_is_refused(scale):
+    case = Case(V1, [3], [3])
+    case.settings["scale"] = scale
+    for run in (case.packed, case.paged):
+        with pytest.raises(ValueError, match="must be positive"):
+            run("triton")
+
+
+@pytest.mark.parametrize("page", [5, 16, 64])
 @pytest.mark.parametrize("layout", ["V1", "V2", "wide"])
 def test_a_paged_cache_in_chunks(layout, page):
     case = Case(LAYOUTS[layout])

@@ -19,10 +19,17 @@ from nlrl_kernels.bench.case import Plan, Size
 from nlrl_kernels.bench.runner import run_one
 from nlrl_kernels.bench.timing import Ceilings
 from nlrl_kernels.diff_attention import triton_impl
-from nlrl_kernels.diff_attention.triton_impl import Tile
+from nlrl_kernels.diff_attention.triton_impl import Tile, Way
 
 Candidate = tuple[str, int, tuple[Tile, ...]]
 """What is tuned, the version (1: values of 256, 2: shared keys, values of 128), and the tiles."""
+
+
+_WAYS: dict[int, list[tuple[int, int, Way]]] = {
+    1: [(128, 8, "in_turn"), (128, 8, "sums_first"), (64, 8, "together"), (64, 4, "in_turn"), (64, 4, "sums_first")],
+    2: [(128, 8, "together"), (64, 4, "together"), (128, 8, "in_turn")],
+}
+"""By version: queries, warps and way of prefill. What spills or does not fit is found out by compiling it."""
 
 
 def candidates(only: list[str]) -> list[Candidate]:
@@ -31,10 +38,10 @@ def candidates(only: list[str]) -> list[Candidate]:
     found: list[Candidate] = []
     for version, width_v in ((1, 256), (2, 128)):
         found.append(("prefill", version, (triton_impl.prefill_tile(width_v, bf16),)))
-        for (queries, warps), keys, stages in product([(128, 8), (64, 4)], [32, 64, 128], [2, 3]):
-            found.append(("prefill", version, (Tile(queries, keys, warps, stages, two_pass=version == 1),)))
+        for (queries, warps, way), keys, stages in product(_WAYS[version], [32, 64, 128], [2, 3]):
+            found.append(("prefill", version, (Tile(queries, keys, warps, stages, way),)))
         found.append(("decode", version, (triton_impl.decode_tile(width_v, bf16),)))
-        for keys, warps, stages in product([16, 32, 64, 128], [2, 4, 8], [2, 3, 4]):
+        for keys, warps, stages in product([16, 32, 64, 128], [2, 4, 8], [3, 5]):
             found.append(("decode", version, (Tile(16, keys, warps, stages),)))
     today = triton_impl.backward_tiles(256, bf16)
     found.append(("backward", 1, today))

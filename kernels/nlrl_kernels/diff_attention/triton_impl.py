@@ -8,7 +8,7 @@ The kernels are in ``kernels`` and ``backward``. float64 is left to the referenc
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import triton
@@ -18,11 +18,18 @@ from nlrl_kernels.diff_attention import kernels, reference
 
 _LOG2_E = math.log2(math.e)
 _PROGRAMS = 528
-"""Programs to split a decode over, and rows of a norm's backward pass: four a multiprocessor of an H100."""
+"""Programs of a norm's backward pass: four a multiprocessor of an H100."""
 
-_MAX_SPLITS = 32
+_AT_ONCE = 264
+"""Programs of a decode that an H100 holds at once, two a multiprocessor by their registers. Keys are split over no
+more: a second round of a few would take as long as the first."""
+
+_MAX_SPLITS = 64
 _KEYS_A_SPLIT = 256
 """A split is not made for fewer keys than this."""
+
+Way = Literal["together", "in_turn", "sums_first"]
+"""Around the sums of the two maps; see ``kernels``."""
 
 _Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 """Of both queries, both keys, the values, lambda [T, H] and the norm's weight [W]."""
@@ -37,28 +44,31 @@ class Tile:
         keys: keys of a tile.
         warps: of a program.
         stages: tiles of keys that are on their way at a time.
-        two_pass: whether the sums are found in a walk before the values'.
+        way: around the sums of the two maps.
     """
 
     queries: int
     keys: int
     warps: int
     stages: int
-    two_pass: bool = False
+    way: Way = "together"
 
 
 def prefill_tile(width_v: int, dtype: torch.dtype) -> Tile:
     """For many queries a row: the largest tile that spills no registers when compiled for sm_90."""
     if dtype == torch.float32:  # no tensor cores: float32 products are IEEE
-        return Tile(32, 32, 4, 2, two_pass=width_v > 128)
+        return Tile(32, 32, 4, 2, "in_turn" if width_v > 128 else "together")
     if width_v > 128:
-        return Tile(128, 32, 8, 3, two_pass=True)
+        return Tile(128, 64, 8, 3, "in_turn")
     return Tile(128, 32, 8, 3)
 
 
 def decode_tile(width_v: int, dtype: torch.dtype) -> Tile:
-    """For a token or two a row: the smallest tile of queries that tl.dot takes, as many keys as hide their latency."""
-    return Tile(16, 32, 4, 2 if dtype == torch.float32 else 3) if width_v > 128 else Tile(16, 64, 4, 3)
+    """For a token or two a row: the smallest tile of queries that tl.dot takes, as many keys as hide their latency.
+
+    Triton gives the page numbers stages of their own: of five, two are tiles of keys and values on their way.
+    """
+    return Tile(16, 32, 4, 2 if dtype == torch.float32 else 5) if width_v > 128 else Tile(16, 64, 4, 3)
 
 
 def backward_tiles(width_v: int, dtype: torch.dtype) -> tuple[Tile, Tile]:
@@ -94,6 +104,7 @@ def diff_attention_varlen(
             max_query_len=max_query_len, max_key_len=max_key_len, scale=scale, eps=eps, weight_W=weight_W,
             factor=factor,
         )  # fmt: skip
+    _check_scale(scale)
     tensors = (q1_THD, q2_THD, k1_SGD, k2_SGD, v_SGW, lam, *(() if weight_W is None else (weight_W,)))
     keep = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     return _varlen(
@@ -121,6 +132,7 @@ def diff_attention_paged(
     factor: float = 1.0,
 ) -> torch.Tensor:
     """See ``nlrl_kernels.diff_attention_paged``."""
+    _check_scale(scale)
     tokens, heads, width = q1_THD.shape
     page_size, kv_heads, width_v = v_pages.shape[1:]
     group, rows = heads // kv_heads, len(lengths_R)
@@ -129,22 +141,26 @@ def diff_attention_paged(
     splits = 1
     if few:
         longest = block_table.shape[1] * page_size
-        splits = min(triton.cdiv(_PROGRAMS, max(1, rows * kv_heads)), triton.cdiv(longest, _KEYS_A_SPLIT), _MAX_SPLITS)
+        splits = min(_AT_ONCE // max(1, rows * kv_heads), triton.cdiv(longest, _KEYS_A_SPLIT), _MAX_SPLITS)
+        splits = max(1, splits)
     _check_adjacent(q1_THD, q2_THD, k1_pages, k2_pages, v_pages, out_THW, block_table)
     if not rows or not tokens:
         return out_THW
+    way = "together" if few else tile.way
+    rest = torch.empty((tokens, heads, width_v) if way == "in_turn" else 0, dtype=q1_THD.dtype, device=out_THW.device)
     partial = torch.empty((splits, 2, tokens, heads, width_v) if splits > 1 else 0, device=out_THW.device)
     stats = torch.empty((splits, 4, tokens, heads) if splits > 1 else 0, device=out_THW.device)
     lam_TH, weight = lam.expand(tokens, heads), lam if weight_W is None else weight_W.contiguous()
     starts, lengths = starts_R1.contiguous(), lengths_R.contiguous()
     first_axis = splits if splits > 1 else triton.cdiv(max_query_len * group, tile.queries)
     kernels.attend[(first_axis, kv_heads, rows)](
-        q1_THD, q2_THD, k1_pages, k2_pages, v_pages, lam_TH, weight, out_THW, out_THW, stats, partial, stats,
-        starts, starts, block_table, lengths, scale * _LOG2_E, eps or 0.0, factor, tokens, heads, page_size,
+        q1_THD, q2_THD, k1_pages, k2_pages, v_pages, lam_TH, weight, out_THW, rest, stats, partial, stats,
+        starts, starts, block_table, lengths, scale * _LOG2_E, eps or 0.0, factor, tokens, heads,
         *q1_THD.stride()[:2], *q2_THD.stride()[:2], *k1_pages.stride()[:3], *k2_pages.stride()[:3],
         *v_pages.stride()[:3], block_table.stride(0), *lam_TH.stride(), *out_THW.stride()[:2],
-        GROUP=group, SHARED=_same(k1_pages, k2_pages), PAGED=True, SPLITS=splits,
-        TWO_PASS=tile.two_pass and splits == 1, NORM=eps is not None, HAS_WEIGHT=weight_W is not None, KEEP=False,
+        GROUP=group, SHARED=_same(k1_pages, k2_pages), PAGE=page_size,
+        ALIKE=k1_pages.stride()[:2] == k2_pages.stride()[:2] == v_pages.stride()[:2], SPLITS=splits,
+        WAY=way, NORM=eps is not None, HAS_WEIGHT=weight_W is not None, KEEP=False,
         **_sizes(width, width_v, tile, q1_THD.dtype),
     )  # fmt: skip
     if splits > 1:
@@ -185,10 +201,10 @@ def _varlen(
         kernels.attend[(triton.cdiv(max_query_len * group, tile.queries), kv_heads, rows)](
             q1, q2, k1, k2, v, lam_TH, lam if weight is None else weight.contiguous(), out, plain, lse, lse, lse,
             starts.contiguous(), key_starts.contiguous(), starts, starts,
-            scale * _LOG2_E, eps or 0.0, factor, tokens, heads, 1,
+            scale * _LOG2_E, eps or 0.0, factor, tokens, heads,
             *q1.stride()[:2], *q2.stride()[:2], 0, *k1.stride()[:2], 0, *k2.stride()[:2], 0, *v.stride()[:2],
             0, *lam_TH.stride(), *out.stride()[:2],
-            GROUP=group, SHARED=_same(k1, k2), PAGED=False, SPLITS=1, TWO_PASS=tile.two_pass,
+            GROUP=group, SHARED=_same(k1, k2), PAGE=0, ALIKE=False, SPLITS=1, WAY=tile.way,
             NORM=eps is not None, HAS_WEIGHT=weight is not None, KEEP=keep, **_sizes(width, width_v, tile, q1.dtype),
         )  # fmt: skip
     return out, plain, lse
@@ -295,7 +311,8 @@ def _outputs(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     shape = (*q1.shape[:2], v.shape[-1])
     out = torch.empty(shape, dtype=q1.dtype, device=q1.device)
-    plain = torch.empty(shape if keep and eps is not None else 0, dtype=q1.dtype, device=q1.device)
+    needed = (keep and eps is not None) or prefill_tile(v.shape[-1], q1.dtype).way == "in_turn"
+    plain = torch.empty(shape if needed else 0, dtype=q1.dtype, device=q1.device)
     lse = torch.empty((2, *q1.shape[1::-1]) if keep else 0, dtype=torch.float32, device=q1.device)
     return out, plain, lse
 
@@ -326,3 +343,8 @@ def _sizes(width: int, width_v: int, tile: Tile, dtype: torch.dtype) -> dict[str
 def _check_adjacent(*tensors: torch.Tensor) -> None:
     if any(tensor.stride(-1) != 1 for tensor in tensors):
         raise ValueError("Queries, pages, output and block table must be adjacent along their last axis.")
+
+
+def _check_scale(scale: float) -> None:
+    if scale <= 0:
+        raise ValueError(f"The scale must be positive, not {scale}: row maxima are taken before it is applied.")
