@@ -13,7 +13,7 @@ from rich.table import Table
 
 from nlrl.errors import NoSuchRunError, StoreError
 from nlrl.safe_text import as_text, one_line
-from nlrl.store_export import export_chat, export_parquet
+from nlrl.store_export import export_chat, export_parquet, export_sqlite
 from nlrl.store_file import take_lock
 from nlrl.store_lessons import export_datasets
 from nlrl.store_loops import phases
@@ -95,7 +95,8 @@ def list_recorded(runs: Path) -> None:
 
 
 def export_recorded(runs: Path, run_id: str, target: Path, *, lessons: bool = False) -> None:
-    """Write a run's conversations to a `.jsonl` file, or else its tables as Parquet into a new folder.
+    """Write a run's conversations to a `.jsonl` file, or its tables to a plain `.sqlite` file or else as Parquet into a
+    new folder.
 
     With `lessons`, the data set of each training instead, one file each in a new folder.
     """
@@ -105,7 +106,8 @@ def export_recorded(runs: Path, run_id: str, target: Path, *, lessons: bool = Fa
         elif target.suffix == ".jsonl":
             said = f"{export_chat(reader, target):,} conversations"
         else:
-            said = ", ".join(f"{count:,} {table}" for table, count in export_parquet(reader, target).items())
+            tables = export_sqlite if target.suffix == ".sqlite" else export_parquet
+            said = ", ".join(f"{count:,} {table}" for table, count in tables(reader, target).items())
     Console().print(as_text(f"Wrote {target}: {said or 'nothing, for the run has none'}"))
 
 

@@ -17,10 +17,10 @@ from nlrl.engine.base import Completion, Engine, EngineInfo, Request
 from nlrl.errors import EngineError
 from nlrl.store import RunStore
 from nlrl.store_schema import call_key
-from nlrl.types import Failure
+from nlrl.types import CallId, Failure
 
-Answers = Callable[[str], Completion | None]
-"""Looks an answer up by its key."""
+Answers = Callable[[str, CallId | None], Completion | None]
+"""Looks an answer up by its key and its place in the run."""
 
 
 class RecordedEngine:
@@ -117,8 +117,8 @@ class RecordedEngine:
         if not self._look_up and self._reused is None:
             return None
         key = self._key(request)
-        known = self._store.answer(key) if self._look_up else None
-        if known is None and self._reused is not None and (known := self._reused(key)) is not None:
+        known = self._store.answer(key, request.call) if self._look_up else None
+        if known is None and self._reused is not None and (known := self._reused(key, request.call)) is not None:
             self._store.record_call(key, request, known, 0.0)
         if known is not None:
             self._check(known)

@@ -23,18 +23,22 @@ from nlrl import codec, store_rows
 from nlrl.engine.base import Completion, EngineInfo, Request
 from nlrl.errors import StoreError
 from nlrl.store_file import RunFile
-from nlrl.store_reader import CallRecord, RunReader, RunSummary, completion_of, list_runs
-from nlrl.store_schema import (
-    CALL_COLUMNS,
-    check_run_id,
-    constraint_text,
-    messages_of,
-    pack_floats,
-    pack_ids,
-    place_of,
-    to_column,
+from nlrl.store_packing import to_column
+from nlrl.store_reader import CallRecord, RunReader, RunSummary, find_answer, list_runs
+from nlrl.store_schema import check_run_id
+from nlrl.types import (
+    CallId,
+    Estimated,
+    Example,
+    Failure,
+    GameEnd,
+    GameStart,
+    Improved,
+    LoopEvent,
+    PhaseStart,
+    Step,
+    Trained,
 )
-from nlrl.types import Estimated, Example, Failure, GameEnd, GameStart, Improved, LoopEvent, PhaseStart, Step, Trained
 
 __all__ = ["CallRecord", "Manifest", "RunReader", "RunStore", "RunSummary", "Totals", "list_runs", "new_run_id"]
 
@@ -125,39 +129,21 @@ class RunStore:
             raise
         return store
 
-    def answer(self, key: str) -> Completion | None:
-        """The recorded answer to a question, by its `nlrl.store_schema.call_key`."""
-        rows = self._file.read(f"SELECT {CALL_COLUMNS} FROM calls WHERE key = ?", key)
-        return completion_of(rows[0], self._file.read) if rows else None
+    def answer(self, key: str, call: CallId | None) -> Completion | None:
+        """The recorded answer to a question, by its `nlrl.store_schema.call_key` and its place in the run."""
+        return find_answer(key, call, self._file.read)
 
     def record_prompts(self, prompts: Iterable[tuple[str, str, str, str]]) -> None:
         """Store the prompts the run uses, as (set, name, hash, text)."""
         with self._file.transaction() as db:
             rows = [(prompt_set, name, digest, to_column(text)) for prompt_set, name, digest, text in prompts]
-            db.executemany("INSERT OR IGNORE INTO prompts VALUES (?, ?, ?, ?)", rows)
+            db.executemany("INSERT OR IGNORE INTO main.prompts VALUES (?, ?, ?, ?)", rows)
 
     def record_call(self, key: str, request: Request, completion: Completion, seconds: float) -> None:
         """Store an answer of the language model; when this returns it is safe."""
-        call, sampling = request.call, request.sampling
-        place: tuple[Any, ...] = (None, None, None, None, None, 0, None)
-        if call is not None:
-            place = place_of(call)
-        error = None if completion.error is None else to_column(completion.error)
-        with self._file.transaction() as db:
-            text = self._file.text
-            form = None if request.constraint is None else text(constraint_text(request.constraint))
-            done = db.execute(
-                f"INSERT OR IGNORE INTO calls ({CALL_COLUMNS}) VALUES (?{', ?' * 24}, NULL, NULL, NULL)",
-                (
-                    *(key, *place, self._file.messages(messages_of(request)), form),
-                    *(sampling.temperature, sampling.top_p, sampling.max_tokens, sampling.seed, sampling.logprobs),
-                    *(text(completion.text), completion.finish_reason, error, completion.constrained),
-                    *(pack_ids(completion.prompt_token_ids), pack_ids(completion.token_ids)),
-                    *(pack_floats(completion.logprobs), completion.prompt_tokens, completion.completion_tokens),
-                    round(seconds, 4),
-                ),
-            )
-        if done.rowcount:
+        with self._file.transaction():
+            new = store_rows.insert_call(self._file, key, request, completion, seconds)
+        if new:
             self.totals.calls += 1
             self.totals.prompt_tokens += completion.prompt_tokens
             self.totals.completion_tokens += completion.completion_tokens
@@ -165,13 +151,9 @@ class RunStore:
 
     def record_failure(self, key: str, failure: Failure) -> None:
         """Note why the answer with this key could not be used."""
-        with self._file.transaction() as db:
-            done = db.execute(
-                "UPDATE calls SET failure_kind = ?, failure_reason = ?, failure_reply = ? "
-                "WHERE key = ? AND failure_kind IS NULL",
-                (failure.kind, to_column(failure.reason), self._file.text(failure.reply), key),
-            )
-        if done.rowcount:
+        with self._file.transaction():
+            new = store_rows.insert_failure(self._file, key, failure)
+        if new:
             self.totals.failures[failure.kind] = self.totals.failures.get(failure.kind, 0) + 1
 
     def begin_stage(self, name: str) -> None:
@@ -245,11 +227,9 @@ class RunStore:
 
     def _read_totals(self) -> Totals:
         sums = "count(*), total(prompt_tokens), total(completion_tokens), total(constrained = 0)"
-        ((calls, prompt, completion, loose),) = self._file.read(f"SELECT {sums} FROM calls")
+        ((calls, prompt, completion, loose),) = self._file.read(f"SELECT {sums} FROM main.calls")
         ((seconds,),) = self._file.read("SELECT seconds FROM run")
-        kinds = self._file.read(
-            "SELECT failure_kind, count(*) FROM calls WHERE failure_kind IS NOT NULL GROUP BY failure_kind"
-        )
+        kinds = self._file.read("SELECT kind, count(*) FROM failures GROUP BY kind")
         return Totals(calls, int(prompt), int(completion), seconds, dict(kinds), int(loose))
 
 

@@ -1,17 +1,20 @@
-"""A record for other tools: Parquet tables, chat conversations as JSON lines, and a digest to compare two runs by."""
+"""A record for other tools: tables, conversations as JSON lines, and a digest to compare two runs by."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from nlrl.errors import ConfigError, StoreError
+from nlrl.store_packing import from_column, unpack_floats, unpack_ids
 from nlrl.store_reader import RunReader, text_of
-from nlrl.store_schema import from_column, unpack_floats, unpack_ids, unpack_text
+from nlrl.store_schema import compact_json, text_hash
+from nlrl.store_views import spelled_out
 
 LASTING = {
     "run": "seed, versions, identity, status",
@@ -27,7 +30,7 @@ LASTING = {
         "max_tokens, seed, with_logprobs, @reply, finish_reason, error, constrained, prompt_token_ids, token_ids, "
         "logprobs, prompt_tokens, completion_tokens, failure_kind, failure_reason, @failure_reply"
     ),
-    "texts": "hash, text",
+    "texts": "text",
     "examples": "id, role, @@messages, @target, target_token_ids, weight, games",
     "lessons": "iteration, student, position, example",
     "trainings": "iteration, student, checkpoint, examples, tokens, losses",
@@ -50,7 +53,7 @@ TABLES = {
     ),
     "steps": (
         f"game, step, action, reward, total_return, {text_of('observation')}, {text_of('picture')}, legal, decision",
-        {"decision": unpack_text},
+        {},
     ),
     "evaluations": (f"game, step, action, variation, source, number, {text_of('text')}", {}),
     "estimates": (
@@ -98,11 +101,11 @@ TYPES = dict.fromkeys(
 
 def lasting_lines(reader: RunReader) -> Iterator[str]:
     """The record as lines, in an order of their own: the same for two runs with the same seed and the same answers."""
-    hashes = {number: found.hex() for number, found in reader.rows("SELECT id, hash FROM texts")}
+    hashes = {number: text_hash(from_column(text)).hex() for number, text in reader.rows("SELECT id, text FROM texts")}
     for table, columns in LASTING.items():
         named = columns.split(", ")
         plain = [name.lstrip("@") for name in named]
-        lasting = [_lasting(name, hashes) for name in named]
+        lasting = [_lasting(name, hashes, reader.text) for name in named]
         rows = reader.rows(f"SELECT {', '.join(plain)} FROM {table}")
         for row in sorted(([read(value) for read, value in zip(lasting, row, strict=True)] for row in rows), key=repr):
             yield json.dumps([table, *row])
@@ -111,10 +114,12 @@ def lasting_lines(reader: RunReader) -> Iterator[str]:
         yield json.dumps(["results", name, results.get(name)])
 
 
-def _lasting(name: str, hashes: Mapping[int, str]) -> Callable[[Any], Any]:
+def _lasting(name: str, hashes: Mapping[int, str], text: Callable[[int], str]) -> Callable[[Any], Any]:
     """How a column of `LASTING` is read."""
     if name == "files":
         return lambda value: {file: digest for file, digest in json.loads(value).items() if file != TIMED_FILE}
+    if name == "decision":
+        return lambda told: spelled_out(told, text)
     if name.startswith("@@"):
         where = {"@@history": None, "@@messages": 1, "@@candidates": 3}[name]
 
@@ -175,7 +180,8 @@ def export_parquet(reader: RunReader, folder: Path) -> dict[str, int]:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise StoreError(f"'{folder}' is not empty; name a new folder.")
-        for table, (columns, unpack) in TABLES.items():
+        for table, (columns, packed) in TABLES.items():
+            unpack = {**packed, "decision": lambda told: spelled_out(told, reader.text)}
             names = [name.rpartition(" ")[2] for name in _split(columns)]
             types = {
                 "int": pa.int64(),
@@ -193,15 +199,43 @@ def export_parquet(reader: RunReader, folder: Path) -> dict[str, int]:
     return counts
 
 
+def export_sqlite(reader: RunReader, path: Path) -> dict[str, int]:
+    """Write the tables of `TABLES` into a new SQLite file, every text spelled out and every list as JSON; returns the
+    number of rows of each. For the `sqlite3` shell and whatever else reads SQLite; it is no record of a run.
+
+    Raises:
+        StoreError: the file exists, or cannot be written.
+    """
+    counts: dict[str, int] = {}
+    if path.exists():
+        raise StoreError(f"'{path}' exists already; name a new file.")
+    with writing(path), closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("BEGIN")
+        for table, (columns, packed) in TABLES.items():
+            lists = {name: lambda value, unpack=unpack: compact_json(unpack(value)) for name, unpack in packed.items()}
+            unpack = {**lists, "decision": lambda told: spelled_out(told, reader.text)}
+            names = [name.rpartition(" ")[2] for name in _split(columns)]
+            kinds = {"int": " INTEGER", "real": " REAL"}
+            db.execute(f"CREATE TABLE {table} ({', '.join(n + kinds.get(_type(table, n), ' TEXT') for n in names)})")
+            counts[table] = 0
+            for rows in reader.stream(f"SELECT {columns} FROM {table} ORDER BY 1, 2"):
+                plain = [[unpack.get(name, _text)(v) for name, v in zip(names, row, strict=True)] for row in rows]
+                db.executemany(f"INSERT INTO {table} VALUES (?{', ?' * (len(names) - 1)})", plain)
+                counts[table] += len(rows)
+        db.execute("COMMIT")
+    return counts
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Whatever goes wrong while a file is written, as one sentence."""
     try:
         yield
-    except OSError as error:
+    except (OSError, sqlite3.Error) as error:
         if isinstance(error, StoreError):
             raise
-        raise StoreError(f"'{path}' cannot be written: {error.strerror}.") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise StoreError(f"'{path}' cannot be written: {reason}.") from error
 
 
 def _type(table: str, name: str) -> str:

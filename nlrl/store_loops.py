@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nlrl.store_open import readable
+from nlrl.store_packing import unpack_floats
 from nlrl.store_reader import EXAMPLE_COLUMNS, RunReader
-from nlrl.store_schema import unpack_floats
 from nlrl.types import Example, Trained
 
 

@@ -8,18 +8,22 @@ would answer for it.
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
+import zlib
+from array import array
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from functools import lru_cache
 
-from nlrl.store_schema import SCHEMA_VERSION, TABLES, compact_json, from_column, pack_text, text_hash
-from nlrl.store_versions import TABLES_1, TABLES_2
+from nlrl.store_packing import ALONE, deflate, from_column, inflate, pack_floats
+from nlrl.store_schema import SCHEMA_VERSION, TABLES, compact_json, text_hash
+from nlrl.store_versions import TABLES_1, TABLES_2, TABLES_3
 
 
 def tables_of(version: int) -> str | None:
     """The statements that made a record of this version; None for a version that never was."""
-    return {1: TABLES_1, 2: TABLES_2, SCHEMA_VERSION: TABLES}.get(version)
+    return {1: TABLES_1, 2: TABLES_2, 3: TABLES_3, SCHEMA_VERSION: TABLES}.get(version)
 
 
 def schema_rows(connection: sqlite3.Connection) -> list[tuple[str, str, str | None]]:
@@ -51,7 +55,7 @@ def _from_1(db: sqlite3.Connection) -> None:
     for table in kept:
         db.execute(f"INSERT INTO {table} SELECT * FROM old_{table}")
     db.execute("INSERT INTO run SELECT *, '{}', 0 FROM old_run")
-    db.create_function("pack_text", 1, pack_text)
+    db.create_function("pack_text", 1, lambda text: zlib.compress(text.encode("ascii"), 1))
     db.execute(
         "INSERT INTO steps SELECT game, step, action, reward, total_return, observation, picture, legal, "
         "pack_text(decision) FROM old_steps"
@@ -72,7 +76,7 @@ def _from_1(db: sqlite3.Connection) -> None:
 def _from_2(db: sqlite3.Connection) -> None:
     kept = ("run", "prompts", "checkpoints", "metrics", "results")
     _set_aside(db, "texts", "message_lists", "calls", "games", "steps", "evaluations", "examples", *kept)
-    db.executescript(TABLES)
+    db.executescript(TABLES_3)
     for table in kept:
         db.execute(f"INSERT INTO {table} SELECT * FROM old_{table}")
     db.create_function("hash_of", 1, lambda text: text_hash(from_column(text)))
@@ -113,6 +117,68 @@ def _from_2(db: sqlite3.Connection) -> None:
     _drop_what_was_set_aside(db)
 
 
+def _from_3(db: sqlite3.Connection) -> None:
+    kept = ("run", "prompts", "phases", "games", "estimates", "improvements", "examples", "lessons", "checkpoints")
+    kept += ("metrics", "results")
+    _set_aside(db, "texts", "calls", "steps", "evaluations", "trainings", *kept)
+    db.executescript(TABLES)
+    for table in kept:
+        db.execute(f"INSERT INTO {table} SELECT * FROM old_{table}")
+    db.create_function("repacked", 1, lambda packed: deflate(_decision_3(packed)))
+    db.create_function("refloated", 1, lambda doubles: pack_floats(_doubles(doubles)))
+    db.execute("INSERT INTO texts SELECT id, NULL, text FROM old_texts")
+    db.execute("CREATE INDEX by_body ON texts (body)")
+    said = "SELECT action FROM old_calls UNION SELECT action FROM old_steps UNION SELECT action FROM old_evaluations"
+    for (text,) in db.execute(f"SELECT * FROM ({said} UNION SELECT source FROM old_evaluations)").fetchall():
+        db.execute("INSERT INTO texts (body) SELECT ?1 WHERE ?1 NOT IN (SELECT body FROM texts)", (text,))
+    kind = "role, temperature, top_p, max_tokens, with_logprobs"
+    db.execute(f"INSERT INTO kinds ({kind}) SELECT DISTINCT {kind} FROM old_calls")
+    same = " AND ".join(f"k.{column} IS o.{column}" for column in kind.split(", "))
+    db.execute("CREATE INDEX by_blob ON blobs (body)")
+    ids = "SELECT prompt_token_ids AS ids FROM old_calls UNION SELECT token_ids FROM old_calls"
+    db.execute(f"INSERT INTO blobs (body) SELECT ids FROM ({ids}) WHERE ids <> x''")
+    db.execute(
+        f"INSERT INTO calls SELECT number, key, k.id, game, step, {_id('action')}, variation, ply, attempt, NULL, "
+        "NULL, messages, form, seed, reply, finish_reason, error, constrained, "
+        f"{_id('prompt_token_ids', 'blobs')}, {_id('token_ids', 'blobs')}, refloated(logprobs), prompt_tokens, "
+        f"completion_tokens, CAST(round(seconds * 10000) AS INTEGER) FROM old_calls o JOIN kinds k ON {same}"
+    )
+    db.execute(
+        "INSERT INTO failures SELECT number, failure_kind, failure_reason, coalesce(failure_reply, reply) "
+        "FROM old_calls WHERE failure_kind IS NOT NULL"
+    )
+    db.execute(
+        f"INSERT INTO steps SELECT game, step, {_id('action')}, reward, total_return, observation, picture, legal, "
+        f"repacked(decision), {ALONE} FROM old_steps"
+    )
+    db.execute(
+        f"INSERT INTO evaluations SELECT game, step, {_id('action')}, variation, {_id('source')}, number, text "
+        "FROM old_evaluations"
+    )
+    db.execute(
+        "INSERT INTO trainings SELECT iteration, student, checkpoint, examples, tokens, refloated(losses) "
+        "FROM old_trainings"
+    )
+    db.execute("DROP INDEX by_body")
+    db.execute("DROP INDEX by_blob")
+    _drop_what_was_set_aside(db)
+
+
+def _id(column: str, table: str = "texts") -> str:
+    return f"(SELECT id FROM {table} WHERE body = {column})"
+
+
+def _decision_3(packed: bytes) -> bytes:
+    """A decision of version 3, but for what its row says too; it was packed with a header of two bytes (RFC 1950)."""
+    return re.sub(rb'^{"game":\d+,"step":\d+,', b"{", inflate(packed[2:]))
+
+
+def _doubles(blob: bytes) -> array[float]:
+    values = array("d")
+    values.frombytes(blob)
+    return values
+
+
 def _set_aside(db: sqlite3.Connection, *tables: str) -> None:
     for table in tables:
         db.execute(f"ALTER TABLE {table} RENAME TO old_{table}")
@@ -125,4 +191,4 @@ def _drop_what_was_set_aside(db: sqlite3.Connection) -> None:
         db.execute(f"DROP TABLE {table}")
 
 
-_STEPS: Mapping[int, Callable[[sqlite3.Connection], None]] = {1: _from_1, 2: _from_2}
+_STEPS: Mapping[int, Callable[[sqlite3.Connection], None]] = {1: _from_1, 2: _from_2, 3: _from_3}

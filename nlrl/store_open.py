@@ -15,6 +15,7 @@ from urllib.parse import quote
 from nlrl.errors import NoSuchRunError, StoreError
 from nlrl.store_migrate import expected_rows, migrated, schema_rows, tables_of
 from nlrl.store_schema import FILE_NAME, SCHEMA_VERSION
+from nlrl.store_views import show
 
 MOST_BYTES = 1 << 27
 """Longest text or blob of a record; SQLite itself would allow 1 GB."""
@@ -30,7 +31,7 @@ def record_file(path: Path | str) -> Path:
 
 
 def open_record(file: Path) -> tuple[sqlite3.Connection, int]:
-    """A read-only connection that shows the present tables, and the version the file was written in.
+    """A read-only connection that shows the record as `nlrl.store_views` says, and the version the file was written in.
 
     Raises:
         StoreError: the file is damaged, is no record, or is of a version this nlrl does not know.
@@ -48,8 +49,10 @@ def open_record(file: Path) -> tuple[sqlite3.Connection, int]:
             if schema_rows(connection) != expected_rows(version):
                 raise StoreError(f"'{file}' is no record of a run: its tables are not those that nlrl makes.")
             if version == SCHEMA_VERSION:
+                show(connection)
                 return connection, version
             copy = migrated(connection, version)
+            show(copy)
         except BaseException:
             connection.close()
             raise
@@ -65,7 +68,10 @@ def readable(file: Path) -> Iterator[None]:
     except (sqlite3.Error, ValueError, OSError, OverflowError) as error:
         if isinstance(error, StoreError):
             raise
-        raise StoreError(f"The record '{file}' cannot be read ({error}).") from error
+        # SQLite keeps what a function of ours raised to itself; those in a view only unpack.
+        damaged = "user-defined function" in str(error)
+        reason = "a packed text is damaged, too long or cut off" if damaged else error
+        raise StoreError(f"The record '{file}' cannot be read ({reason}).") from error
 
 
 def _connect(file: Path) -> sqlite3.Connection:

@@ -17,16 +17,9 @@ from nlrl import codec
 from nlrl.engine.base import Completion, Constraint, EngineInfo, Message, Request, Sampling
 from nlrl.errors import NoSuchRunError, StoreError
 from nlrl.store_open import open_record, readable, record_file
-from nlrl.store_schema import (
-    CALL_COLUMNS,
-    FILE_NAME,
-    RUN_ID,
-    SCHEMA_VERSION,
-    from_column,
-    unpack_floats,
-    unpack_ids,
-    unpack_text,
-)
+from nlrl.store_packing import from_column, unpack_floats, unpack_ids
+from nlrl.store_schema import FILE_NAME, RUN_ID, SCHEMA_VERSION
+from nlrl.store_views import CALL_COLUMNS, spelled_out
 from nlrl.types import CallId, Decision, Event, Example, Failure, GameEnd, GameStart, Step
 
 Read = Callable[..., list[tuple[Any, ...]]]
@@ -90,6 +83,7 @@ class RunReader:
         self.path = self._path.parent
         """The run's folder."""
         self._connection, self._version = open_record(self._path)
+        self._text = lru_cache(maxsize=4096)(self._read_text)
 
     @classmethod
     def open(cls, path: Path | str) -> RunReader:
@@ -181,11 +175,10 @@ class RunReader:
             if end is not None:
                 yield start, end
 
-    def answer(self, key: str) -> Completion | None:
-        """The recorded answer to a question, by its `nlrl.store_schema.call_key`."""
-        rows = self.rows(f"SELECT {CALL_COLUMNS} FROM calls WHERE key = ?", key)
+    def answer(self, key: str, call: CallId | None) -> Completion | None:
+        """The recorded answer to a question, by its `nlrl.store_schema.call_key` and its place in the run."""
         with readable(self._path):
-            return completion_of(rows[0], self.rows) if rows else None
+            return find_answer(key, call, self.rows)
 
     def counts(self) -> tuple[int, int]:
         """How many games there are, and how many of them ended."""
@@ -205,10 +198,9 @@ class RunReader:
 
     def calls(self) -> Iterator[CallRecord]:
         """Every call of the language model, in the order of recording."""
-        text = lru_cache(maxsize=4096)(self.text)
         page, last = f"SELECT number, {CALL_COLUMNS} FROM calls WHERE number > ? ORDER BY number LIMIT 500", 0
         while rows := self.rows(page, last):
-            yield from (self._call(row[1:], text) for row in rows)
+            yield from (self._call(row[1:]) for row in rows)
             last = rows[-1][0]
 
     def examples(self) -> Iterator[Example]:
@@ -219,7 +211,7 @@ class RunReader:
     def example(self, row: tuple[Any, ...]) -> Example:
         """The pair in a row of `examples` with the columns `EXAMPLE_COLUMNS`."""
         name, role, messages, target, ids, weight, games = row
-        prompt = tuple((m.role, m.content) for m in self._messages(messages, self.text))
+        prompt = tuple((m.role, m.content) for m in self._messages(messages))
         with readable(self._path):
             return Example(name, role, prompt, self.text(target), unpack_ids(ids), weight, tuple(json.loads(games)))
 
@@ -240,7 +232,7 @@ class RunReader:
         self.close()
 
     def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        """Rows of the present tables, as `nlrl.store_schema.TABLES` states them."""
+        """Rows of the record as `nlrl.store_views` shows it."""
         with readable(self._path):
             return self._connection.execute(query, values).fetchall()
 
@@ -253,9 +245,12 @@ class RunReader:
 
     def text(self, number: int) -> str:
         """A text by its id."""
+        return self._text(number)
+
+    def _read_text(self, number: int) -> str:
         return from_column(self._one("SELECT text FROM texts WHERE id = ?", number)[0])
 
-    def _call(self, row: tuple[Any, ...], text: Callable[[int], str]) -> CallRecord:
+    def _call(self, row: tuple[Any, ...]) -> CallRecord:
         key, place, (messages, form), drawn = row[0], row[1:8], row[8:10], row[10:15]
         with readable(self._path):
             completion = completion_of(row, self.rows)
@@ -263,28 +258,26 @@ class RunReader:
         game, step, role, action, variation, ply, attempt = place
         call = None if role is None else CallId(game, step, role, action, variation, ply, attempt)
         request = Request(
-            self._messages(messages, text),
+            self._messages(messages),
             Sampling(drawn[0], drawn[1], drawn[2], drawn[3], bool(drawn[4])),
-            None if form is None else self._form(text(form)),
+            None if form is None else self._form(self.text(form)),
             call,
         )
-        failure = None
-        if kind is not None and call is not None:
-            failure = Failure(call, kind, from_column(reason), completion.text if blamed is None else text(blamed))
+        failure = None if kind is None or call is None else Failure(call, kind, from_column(reason), self.text(blamed))
         return CallRecord(request, completion, failure, row[24], key)
 
-    def _messages(self, listed: str, text: Callable[[int], str]) -> tuple[Message, ...]:
+    def _messages(self, listed: str) -> tuple[Message, ...]:
         with readable(self._path):
-            return tuple(Message(role, text(one)) for role, one in json.loads(listed))
+            return tuple(Message(role, self.text(one)) for role, one in json.loads(listed))
 
     def _form(self, text: str) -> Constraint:
         with readable(self._path):
             return codec.loads(text, Constraint)
 
     def _step(self, game: int, row: tuple[Any, ...]) -> Step:
-        number, packed, action, reward, total, observation, picture, legal = row
+        number, told, action, reward, total, observation, picture, legal = row
         try:
-            decision = codec.loads(unpack_text(packed), Decision)
+            decision = codec.loads(spelled_out(told, self.text), Decision)
         except (ValueError, TypeError) as error:
             raise StoreError(f"A recorded decision in '{self._path}' cannot be read: {error}") from error
         texts = self._seen(observation, picture)
@@ -310,6 +303,13 @@ class RunReader:
         if len(rows) != 1:
             raise StoreError(f"The record in '{self.path}' is damaged: a row that another one names is missing.")
         return rows[0]
+
+
+def find_answer(key: str, call: CallId | None, read: Read) -> Completion | None:
+    """The answer to a question, by its key, among the calls of its decision."""
+    place = (None, None) if call is None else (call.game, call.step)
+    rows = read(f"SELECT {CALL_COLUMNS} FROM calls WHERE game IS ? AND step IS ? AND key = ?", *place, key)
+    return completion_of(rows[0], read) if rows else None
 
 
 def completion_of(row: tuple[Any, ...], read: Read) -> Completion:

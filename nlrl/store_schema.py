@@ -1,9 +1,9 @@
-"""The tables of a run's SQLite file, and how texts and token ids lie in them.
+"""The tables of a run's SQLite file, and the keys by which things are found in them.
 
-Every text is there once: `texts.hash` is the first half of the SHA-256 of the UTF-8 text, and whatever contains the
-text names its row: a prompt that a thousand calls share, a position that every game begins with, a reply that becomes
-an evaluation, a thought and an example. `calls.key` is the identity of a question (see `call_key`): an answer is looked
-up by it when a run is resumed.
+Every text is there once, and whatever contains it names its row: a prompt that a thousand calls share, a position that
+every game begins with, a reply that becomes an evaluation, a thought and an example; how it lies there
+`nlrl.store_packing` says. `calls.key` is the identity of a question (see `call_key`): by it, among the calls of its
+decision, an answer is found when a run is resumed.
 """
 
 from __future__ import annotations
@@ -12,10 +12,6 @@ import base64
 import hashlib
 import json
 import re
-import sys
-import zlib
-from array import array
-from collections.abc import Sequence
 from functools import lru_cache
 
 from nlrl import codec
@@ -23,7 +19,7 @@ from nlrl.engine.base import Constraint, Request
 from nlrl.errors import ConfigError
 from nlrl.types import CallId
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 FILE_NAME = "run.sqlite"
 LOCK_NAME = "run.lock"
 RUN_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -37,16 +33,20 @@ CREATE TABLE run (
 CREATE TABLE prompts (
     prompt_set TEXT NOT NULL, name TEXT NOT NULL, hash TEXT NOT NULL, text TEXT NOT NULL,
     PRIMARY KEY (prompt_set, name, hash));
-CREATE TABLE texts (id INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, text TEXT NOT NULL);
+CREATE TABLE texts (id INTEGER PRIMARY KEY, base INTEGER, body NOT NULL);
+CREATE TABLE text_ids (hash INTEGER NOT NULL, id INTEGER NOT NULL, PRIMARY KEY (hash, id)) WITHOUT ROWID;
+CREATE TABLE blobs (id INTEGER PRIMARY KEY, base INTEGER, body BLOB NOT NULL);
+CREATE TABLE kinds (
+    id INTEGER PRIMARY KEY, role TEXT, temperature REAL NOT NULL, top_p REAL NOT NULL, max_tokens INTEGER NOT NULL,
+    with_logprobs INTEGER NOT NULL);
 CREATE TABLE calls (
-    number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, game INTEGER, step INTEGER, role TEXT, action TEXT,
-    variation INTEGER, ply INTEGER NOT NULL, attempt INTEGER, messages TEXT NOT NULL, form INTEGER,
-    temperature REAL NOT NULL, top_p REAL NOT NULL, max_tokens INTEGER NOT NULL, seed INTEGER,
-    with_logprobs INTEGER NOT NULL, reply INTEGER NOT NULL, finish_reason TEXT NOT NULL, error TEXT,
-    constrained INTEGER, prompt_token_ids BLOB NOT NULL, token_ids BLOB NOT NULL, logprobs BLOB NOT NULL,
-    prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, seconds REAL NOT NULL,
-    failure_kind TEXT, failure_reason TEXT, failure_reply INTEGER);
+    number INTEGER PRIMARY KEY, key TEXT NOT NULL, kind INTEGER NOT NULL, game INTEGER, step INTEGER, action INTEGER,
+    variation INTEGER, ply INTEGER NOT NULL, attempt INTEGER, system INTEGER, prompt INTEGER, messages TEXT,
+    form INTEGER, seed INTEGER, reply INTEGER NOT NULL, finish_reason TEXT, error TEXT, constrained INTEGER,
+    prompt_token_ids INTEGER, token_ids INTEGER, logprobs BLOB NOT NULL, prompt_tokens INTEGER NOT NULL,
+    completion_tokens INTEGER NOT NULL, ticks INTEGER NOT NULL);
 CREATE INDEX calls_of_a_decision ON calls (game, step);
+CREATE TABLE failures (call INTEGER PRIMARY KEY, kind TEXT NOT NULL, reason TEXT NOT NULL, reply INTEGER NOT NULL);
 CREATE TABLE phases (
     number INTEGER PRIMARY KEY, stage TEXT NOT NULL, iteration INTEGER NOT NULL, name TEXT NOT NULL,
     total INTEGER NOT NULL);
@@ -54,12 +54,12 @@ CREATE TABLE games (
     game INTEGER PRIMARY KEY, phase INTEGER, start TEXT NOT NULL, observation INTEGER NOT NULL,
     picture INTEGER NOT NULL, optimal_return REAL, outcome TEXT, ending TEXT, total_return REAL, steps INTEGER);
 CREATE TABLE steps (
-    game INTEGER NOT NULL, step INTEGER NOT NULL, action TEXT NOT NULL, reward REAL NOT NULL,
+    game INTEGER NOT NULL, step INTEGER NOT NULL, action INTEGER NOT NULL, reward REAL NOT NULL,
     total_return REAL NOT NULL, observation INTEGER NOT NULL, picture INTEGER NOT NULL, legal INTEGER NOT NULL,
-    decision BLOB NOT NULL, PRIMARY KEY (game, step));
+    decision BLOB NOT NULL, base INTEGER NOT NULL, PRIMARY KEY (game, step)) WITHOUT ROWID;
 CREATE TABLE evaluations (
-    game INTEGER NOT NULL, step INTEGER NOT NULL, action TEXT NOT NULL, variation INTEGER NOT NULL,
-    source TEXT NOT NULL, number REAL, text INTEGER NOT NULL,
+    game INTEGER NOT NULL, step INTEGER NOT NULL, action INTEGER NOT NULL, variation INTEGER NOT NULL,
+    source INTEGER NOT NULL, number REAL, text INTEGER NOT NULL,
     PRIMARY KEY (game, step, action, variation)) WITHOUT ROWID;
 CREATE TABLE estimates (
     phase INTEGER NOT NULL, item INTEGER NOT NULL, game INTEGER NOT NULL, step INTEGER NOT NULL, player TEXT NOT NULL,
@@ -85,19 +85,20 @@ CREATE TABLE metrics (
     name TEXT NOT NULL, step INTEGER NOT NULL, value REAL NOT NULL, PRIMARY KEY (name, step)) WITHOUT ROWID;
 CREATE TABLE results (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
-"""A column that is named like a text and is an integer (`reply`, `form`, `picture`, `thought`, ...) is the id of one in
-`texts`. `messages` is JSON, a list of [role, id of a text]; `history` a list of ids; `candidates` a list of
-[action, source, number, id of a text]; `games` a list of numbers of games.
+"""The tables as they lie in the file; `nlrl.store_views` shows them as queries see them.
+
+`texts.body` is a text, or, where `texts.base` is not NULL, one that is packed against the text of that id (0: against
+none); `blobs` the same for what is no text, and `steps.decision` against the blob `steps.base`. `text_ids` finds a text
+by 48 bits of its hash. `kinds` says what the calls of a role have in common. A column that is named like a text and is
+an integer (`reply`, `form`, `action`, `picture`, `thought`, ...) is the id of one; `calls.prompt_token_ids` and
+`token_ids` are those of blobs. The messages of a call are `system`, if it has one, and `prompt`, or else what
+`messages` lists: JSON, [role, id of a text]. Its `finish_reason` is "stop" where it is NULL; `ticks` are tenths of a
+millisecond.
+`history` is a list of ids; `candidates` a list of [action, source, number, id of a text]; `games` of numbers of games.
 
 `evaluations.variation` is -1 for the Q^L of an action, else the number of the look-ahead whose leaf is evaluated.
 `games.phase` is the phase that the game was played in. `lessons` says on which examples, in which order, a student was
 trained in an iteration."""
-
-CALL_COLUMNS = (
-    "key, game, step, role, action, variation, ply, attempt, messages, form, temperature, top_p, "
-    "max_tokens, seed, with_logprobs, reply, finish_reason, error, constrained, prompt_token_ids, token_ids, "
-    "logprobs, prompt_tokens, completion_tokens, seconds, failure_kind, failure_reason, failure_reply"
-)
 
 
 def check_run_id(run_id: str) -> str:
@@ -111,7 +112,7 @@ def check_run_id(run_id: str) -> str:
 
 
 def call_key(request: Request, model: str) -> str:
-    """What makes a question this one and no other: 128 bits of its SHA-256, as 22 characters.
+    """What makes a question this one and no other: 96 bits of its SHA-256, as 16 characters.
 
     Everything that decides the answer is in it, and the call's place in the run, which is the index of the sample:
     the same prompt asked twice at a temperature is two questions. `model` says who answers (`EngineInfo.fingerprint`).
@@ -124,7 +125,7 @@ def call_key(request: Request, model: str) -> str:
         repr((sampling.temperature, sampling.top_p, sampling.max_tokens, sampling.seed, sampling.logprobs)),
         "" if request.call is None else repr(place_of(request.call)),
     )
-    return base64.urlsafe_b64encode(_sha256("\n".join(parts))).decode()[:22]
+    return base64.urlsafe_b64encode(_sha256("\n".join(parts))).decode()[:16]
 
 
 def place_of(call: CallId) -> tuple[int, int, str, str | None, int | None, int, int]:
@@ -162,80 +163,13 @@ def text_hash(text: str) -> bytes:
     return _sha256(text) if len(text) > 4096 else _remembered_sha256(text)
 
 
+def short_hash(digest: bytes) -> int:
+    """48 bits of `text_hash`, by which a text is looked for; who finds one compares the texts themselves."""
+    return int.from_bytes(digest[:6])
+
+
 def _sha256(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]
 
 
 _remembered_sha256 = lru_cache(maxsize=4096)(_sha256)
-
-
-def to_column(text: str) -> str | bytes:
-    """A text as SQLite takes it: TEXT, or bytes when it holds a lone surrogate, which UTF-8 cannot say."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "surrogatepass")
-    return text
-
-
-def from_column(value: str | bytes) -> str:
-    """The text that `to_column` stored."""
-    return value if isinstance(value, str) else value.decode("utf-8", "surrogatepass")
-
-
-def pack_text(text: str) -> bytes:
-    """A long ASCII text, compressed: a decision repeats its histories and evaluations many times."""
-    return zlib.compress(text.encode("ascii"), 1)
-
-
-MOST_TEXT = 1 << 28
-"""Longest text that is unpacked; a few bytes from a stranger can stand for gigabytes."""
-
-
-def unpack_text(value: bytes) -> str:
-    """The text that `pack_text` packed; raises `ValueError` when it is none, or longer than `MOST_TEXT`."""
-    unpacker = zlib.decompressobj()
-    try:
-        text = unpacker.decompress(value, MOST_TEXT)
-    except zlib.error as error:
-        raise ValueError(f"a packed text is damaged: {error}") from None
-    if unpacker.unconsumed_tail or not unpacker.eof:
-        raise ValueError("a packed text is too long or cut off")
-    return text.decode("ascii")
-
-
-def pack_ids(ids: Sequence[int]) -> bytes:
-    """Token ids as little-endian unsigned integers behind one byte that states their width, 2 or 4."""
-    if not ids:
-        return b""
-    packed = array("H" if max(ids) < 1 << 16 else "I", ids)
-    return bytes((packed.itemsize,)) + _little_endian(packed).tobytes()
-
-
-def unpack_ids(blob: bytes) -> tuple[int, ...]:
-    """The token ids that `pack_ids` packed."""
-    if not blob:
-        return ()
-    if blob[0] not in (2, 4):
-        raise ValueError(f"Token ids of {blob[0]} bytes each were never written.")
-    ids = array("H" if blob[0] == 2 else "I")
-    ids.frombytes(blob[1:])
-    return tuple(_little_endian(ids))
-
-
-def pack_floats(values: Sequence[float]) -> bytes:
-    """Numbers as little-endian doubles: an answer read back is the very answer that was given."""
-    return _little_endian(array("d", values)).tobytes()
-
-
-def unpack_floats(blob: bytes) -> tuple[float, ...]:
-    """The numbers that `pack_floats` packed."""
-    values = array("d")
-    values.frombytes(blob)
-    return tuple(_little_endian(values))
-
-
-def _little_endian(values: array) -> array:
-    if sys.byteorder == "big":
-        values.byteswap()
-    return values

@@ -1,6 +1,7 @@
 """A record for other tools says what the record says."""
 
 import json
+import sqlite3
 import sys
 
 import pytest
@@ -8,7 +9,7 @@ from small_runs import config, play
 
 from nlrl.errors import ConfigError, StoreError
 from nlrl.store import RunReader
-from nlrl.store_export import digest, export_chat, export_parquet, lasting_lines
+from nlrl.store_export import digest, export_chat, export_parquet, export_sqlite, lasting_lines
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,22 @@ def test_parquet_tables_are_the_record(reader, tmp_path):
     assert {row["source"] for row in evaluations} == {"model", "terminal"}
     with pytest.raises(StoreError, match="not empty"):
         export_parquet(reader, tmp_path / "tables")
+
+
+def test_a_plain_sqlite_file_says_the_same_to_any_reader(reader, tmp_path):
+    file = tmp_path / "plain.sqlite"
+    counts = export_sqlite(reader, file)
+    with sqlite3.connect(file) as db:
+        first_text = "JOIN texts t ON t.id = json_extract(c.messages, '$[0][1]')"
+        columns = "c.reply, json_array_length(c.token_ids), t.text"
+        said = db.execute(f"SELECT {columns} FROM calls c {first_text} ORDER BY number").fetchall()
+        ((first,),) = db.execute("SELECT decision ->> '$.history[0]' FROM steps WHERE game = 0 AND step = 0")
+    calls = [(c.completion.text, len(c.completion.token_ids), c.request.messages[0].content) for c in reader.calls()]
+    assert said == calls
+    assert len(said) == counts["calls"]
+    assert first == reader.events(0)[0].observation
+    with pytest.raises(StoreError, match="exists already"):
+        export_sqlite(reader, file)
 
 
 def test_without_pyarrow_one_sentence_says_what_to_do(reader, tmp_path, monkeypatch):

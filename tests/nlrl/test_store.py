@@ -5,17 +5,17 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from nlrl import store_schema
+from nlrl import store_packing
 from nlrl.engine.base import Completion, Constraint, EngineInfo, Message, Request, Sampling
 from nlrl.errors import ConfigError, StoreError
 from nlrl.store import Manifest, RunReader, RunStore, Totals, list_runs, new_run_id
-from nlrl.store_schema import FILE_NAME, call_key, pack_ids, unpack_ids
+from nlrl.store_packing import deflate, pack_floats, pack_ids, unpack_floats, unpack_ids
+from nlrl.store_schema import FILE_NAME, call_key
 from nlrl.types import (
     CallId,
     Candidate,
@@ -229,8 +229,8 @@ def test_a_resumed_record_knows_its_answers_and_its_totals(tmp_path: Path) -> No
     again = RunStore.resume(tmp_path, "maze-1")
     record_calls(again)
     for request, completion, _, _ in calls():
-        assert again.answer(f"0-{call_key(request, 'model')}") == completion
-    assert again.answer("0-none") is None
+        assert again.answer(f"0-{call_key(request, 'model')}", request.call) == completion
+    assert again.answer("0-none", None) is None
     assert again.totals == Totals(3, 4, 3, 2.5, {"cut": 1, "engine": 1}, 1)
     again.close()
     with RunReader.open(store.path) as run:
@@ -287,7 +287,7 @@ def old_calls() -> list[tuple[Request, Completion, Failure | None, float]]:
     ]
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_records_of_older_versions_open_and_stay_as_they_are(tmp_path: Path, version: int) -> None:
     (tmp_path / "maze-1").mkdir()
     old = DATA / f"run_v{version}.sqlite"
@@ -337,9 +337,9 @@ def test_a_packed_text_from_a_stranger_cannot_fill_the_memory(tmp_path: Path, mo
     for event in game(0):
         store.record_event(event)
     store.close()
-    monkeypatch.setattr(store_schema, "MOST_TEXT", 1 << 20)
+    monkeypatch.setattr(store_packing, "MOST_TEXT", 1 << 20)
     with sqlite3.connect(store.path / FILE_NAME) as db:
-        db.execute("UPDATE steps SET decision = ?", (zlib.compress(b" " * (8 << 20)),))
+        db.execute("UPDATE steps SET decision = ?", (deflate(b" " * (8 << 20)),))
     with RunReader.open(store.path) as run, pytest.raises(StoreError, match="too long"):
         run.events(0)
 
@@ -365,10 +365,11 @@ def test_damage_inside_a_record_is_found(tmp_path: Path) -> None:
     for event in game(0):
         store.record_event(event)
     store.close()
-    with sqlite3.connect(store.path / FILE_NAME) as db:
-        db.execute("UPDATE steps SET decision = '{}'")
-    with RunReader.open(store.path) as run, pytest.raises(StoreError, match="decision"):
-        run.events(0)
+    for decision, says in ((b"{}", "damaged"), (deflate(b"{}"), "decision"), (deflate(b'{"":[1]}'), "decision|read")):
+        with sqlite3.connect(store.path / FILE_NAME) as db:
+            db.execute("UPDATE steps SET decision = ?, base = 0", (decision,))
+        with RunReader.open(store.path) as run, pytest.raises(StoreError, match=says):
+            run.events(0)
     with sqlite3.connect(store.path / FILE_NAME) as db:
         db.execute("DELETE FROM texts")
     with RunReader.open(store.path) as run:
@@ -404,3 +405,35 @@ def test_list_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ids", [(), (0,), (1, 65_535), (65_536, 3), (2**32 - 1,)])
 def test_token_ids_are_packed_without_loss(ids: tuple[int, ...]) -> None:
     assert unpack_ids(pack_ids(ids)) == ids
+
+
+@pytest.mark.parametrize("values", [(), (-0.1, -math.inf), (float.fromhex("0x1.8p-3"), 0.0), (1e300,)])
+def test_numbers_are_packed_without_loss(values: tuple[float, ...]) -> None:
+    assert unpack_floats(pack_floats(values)) == values
+
+
+def test_texts_of_a_kind_lie_packed_and_come_back(tmp_path: Path) -> None:
+    store = create(tmp_path)
+    prompts = [f"The goal is at position {n}, 6. Your place is 1, {n}. {HOSTILE if n % 3 else ''}" for n in range(90)]
+    long = "".join(f"{n} " for n in range(30_000))
+    for n, prompt in enumerate([*prompts, long, long + "!"]):
+        messages = (Message("user", prompt), Message("assistant", "?"), Message("user", "!"))[: 1 + 2 * (n % 2)]
+        said = Completion(prompt[::-1], (1,), tuple(range(n, n + 50)), "stop", None, 50, 1)
+        store.record_call(str(n), Request(messages, Sampling()), said, 0.0)
+    store.close()
+    again = RunStore.resume(tmp_path, "maze-1")
+    for n, prompt in enumerate(prompts):
+        answer = again.answer(str(n), None)
+        assert answer is not None
+        assert (answer.text, answer.prompt_token_ids) == (prompt[::-1], tuple(range(n, n + 50)))
+        with again._file.transaction():
+            again._file.text(prompt, "another kind")
+    again.close()
+    with RunReader.open(store.path) as run:
+        assert [call.request.messages[0].content for call in run.calls()] == [*prompts, long, long + "!"]
+        assert run.rows("SELECT count(*) - count(DISTINCT text) FROM texts") == [(0,)]
+    with sqlite3.connect(store.path / FILE_NAME) as db:
+        query = "SELECT total(length(CAST(body AS BLOB))), count(base) FROM texts WHERE length(body) < 9999"
+        ((size, packed),) = db.execute(query)
+    assert size < sum(map(len, prompts))
+    assert packed > 170

@@ -1,7 +1,6 @@
 """The record of a loop that learns: every event once, and the same again when it is resumed."""
 
 import dataclasses
-import sqlite3
 
 import pytest
 
@@ -118,6 +117,6 @@ def test_the_digest_does_not_depend_on_the_order_of_arrival(store, tmp_path):
 
 
 def test_a_text_is_there_once_however_often_it_is_said(store):
-    with sqlite3.connect(store.path / "run.sqlite") as db:
-        assert db.execute("SELECT count(*) - count(DISTINCT text) FROM texts").fetchone() == (0,)
-        assert db.execute("SELECT count(*) FROM texts WHERE text = ?", (BOARD,)).fetchone() == (1,)
+    with RunReader.open(store.path) as run:
+        assert run.rows("SELECT count(*) - count(DISTINCT text) FROM texts") == [(0,)]
+        assert run.rows("SELECT count(*) FROM texts WHERE text = ?", BOARD) == [(1,)]
