@@ -63,6 +63,8 @@ class Asker:
     """T_L, for prompts that want it."""
     player: str = "player"
     """Through whose eyes: the name of a seat, for prompts that want it; `replace` it for another seat."""
+    policy_items: int | None = None
+    """Observations and moves that role "policy" reads of what it is given, from the end; None for all of them."""
     attempts: int = 3
     """How often one question may be asked before its failure stands."""
     temperature: float | None = None

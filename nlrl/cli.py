@@ -118,11 +118,11 @@ def runs_(runs: RunsFolder = RUNS) -> None:
 @app.command()
 def export(
     run_id: Annotated[str, typer.Argument(help="The record's name; see `nlrl runs`.")],
-    target: Annotated[Path, typer.Argument(help="A .jsonl file for conversations, or a new folder for Parquet.")],
+    target: Annotated[Path, typer.Argument(help="A new .jsonl or .sqlite file, or a folder for Parquet.")],
     lessons: Annotated[bool, typer.Option("--lessons", help="What each student was trained on, by iteration.")] = False,
     runs: RunsFolder = RUNS,
 ) -> None:
-    """Write a run for other tools: its calls as chat JSON lines, all its tables as Parquet, or its training data."""
+    """Write a run for other tools: its calls as chat JSON lines, its tables, or its training data."""
     from nlrl.archive import export_recorded
 
     export_recorded(runs, run_id, target, lessons=lessons)
@@ -210,6 +210,56 @@ def pretrain(
     for card in train(config, out):
         for name, value in card.items():
             typer.echo(f"{name}: {value}")
+
+
+@app.command()
+def reproduce(
+    table: Annotated[str, typer.Argument(help="learning, ablations or architecture.")] = "learning",
+    row: Annotated[list[str] | None, typer.Option(help="Only these rows.")] = None,
+    backbone: Annotated[list[str] | None, typer.Option(help="Models to run them with.")] = None,
+    models: Annotated[Path | None, typer.Option(help="A folder with one model a backbone, by `nlrl pretrain`.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many, from 0.")] = 1,
+    limit: Annotated[float | None, typer.Option(min=1, help="Seconds; the same command goes on.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of records and results.")] = RUNS / "reproduce",
+    set_: Overrides = None,
+    list_: Annotated[bool, typer.Option("--list", help="Show the rows; run nothing.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Print the commands for a GPU; run nothing.")] = False,
+    write: Annotated[bool, typer.Option("--table", help="Write tables and plots from the results.")] = False,
+    tables: Annotated[Path, typer.Option("--tables", help="Where --table writes.")] = Path("runs/tables"),
+) -> None:
+    """Try the paper's results again: run rows, resume them, write the table and the plots from what was measured."""
+    from nlrl.reproduce import command
+    from nlrl.reproduce.rows import rows_of
+
+    if list_:
+        command.print_rows()
+        return
+    if plan:
+        command.print_plan(str(out))
+        return
+    rows = rows_of(table, row)
+    if write:
+        command.write_table(table, rows, (*command.kept_results(), out / "results"), tables)
+        return
+    overrides = dict(parse_override(text) for text in set_ or ())
+    raise typer.Exit(
+        command.run_rows(command.Plan(table, rows, tuple(backbone or ["hymba"]), seeds, out, models, limit, overrides))
+    )
+
+
+@app.command()
+def explain(
+    run_id: Annotated[str, typer.Argument(help="The record's name; see `nlrl runs`.")],
+    state: Annotated[str | None, typer.Option(help="Words of the observation; absent: where play got better.")] = None,
+    before: Annotated[int | None, typer.Option(help="Iteration; the first with evidence by default.")] = None,
+    after: Annotated[int | None, typer.Option(help="Iteration; the last with evidence by default.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write it as Markdown instead.")] = None,
+    runs: RunsFolder = RUNS,
+) -> None:
+    """Follow one position through a run: what was tried, what was said of it, what was chosen, and what is best."""
+    from nlrl.reproduce.explain import explain_recorded
+
+    explain_recorded(runs, run_id, state, (before, after), markdown)
 
 
 @app.command()

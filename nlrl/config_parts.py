@@ -44,6 +44,9 @@ class EnvConfig(Part):
     history_items: int = Field(default=7, ge=1, le=99)
     """Observations and actions the agent remembers, counted together; 7 in the paper's maze, 1 where a board shows
     all."""
+    policy_items: int | None = Field(default=None, ge=1, le=99)
+    """The same for the plain policy alone; history_items when absent. In a maze it can be 1, for an observation says
+    where the player is; whoever looks ahead may still see where it came from."""
     opponent: str = "random"
     """For games of two: random, first, minimax, mcts, mcts:sims=1000,rollouts=10, or pool, which is past policies of
     the run (random until there is one)."""

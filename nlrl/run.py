@@ -54,6 +54,7 @@ def asker(speaker: Speaker, engine: RecordedEngine, task: Task, seed: int) -> As
         speaker.prompts,
         task.env.task,
         attempts=speaker.config.attempts,
+        policy_items=task.policy_items,
         record=engine.record_failure,
         seed=seed,
         logprobs=speaker.config.logprobs,

@@ -27,6 +27,8 @@ class Task:
     reference: Reference | None
     opponent: Opponent | None = None
     """Of the run's player; None in games of one."""
+    policy_items: int | None = None
+    """See `nlrl.ask.Asker`."""
 
 
 def build_task(config: RunConfig) -> Task:
@@ -44,7 +46,9 @@ def build_task(config: RunConfig) -> Task:
         rng = np.random.default_rng((config.seed, 1))
         starts = tuple(starts[i] for i in rng.integers(len(starts), size=config.env.starts))
     opponent = opponent_of(config.env.opponent, config, env)
-    return Task(config.env.id, env, starts, exact_reference(config.env.id, env, starts), opponent)
+    return Task(
+        config.env.id, env, starts, exact_reference(config.env.id, env, starts), opponent, config.env.policy_items
+    )
 
 
 def _game(config: RunConfig) -> TextEnv:

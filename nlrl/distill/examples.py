@@ -49,7 +49,13 @@ def policy_examples(
     seen: Counter[tuple] = Counter()
     return [
         _example(
-            policy_question(situation), choice.thought, choice.token_ids, (situation.call.game,), ask, iteration, seen
+            policy_question(situation, ask.policy_items),
+            choice.thought,
+            choice.token_ids,
+            (situation.call.game,),
+            ask,
+            iteration,
+            seen,
         )
         for situation, choice in zip(situations_S, choices_S, strict=True)
         if choice is not None

@@ -59,7 +59,7 @@ async def masked_actions(situations_S: Sequence[Situation], mask: Mask, *, ask: 
         return Masked(tuple(dict.fromkeys(s.actions[: mask.top], 0) for s in situations_S), (), 0)
     questions = [
         replace(question, call=replace(question.call, variation=k))
-        for question in map(policy_question, situations_S)
+        for question in (policy_question(situation, ask.policy_items) for situation in situations_S)
         for k in range(mask.samples)
     ]
     answers = await ask.ask(questions)

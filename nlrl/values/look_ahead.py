@@ -64,6 +64,7 @@ async def uniform_random(
 
 def language_policy(ask: Asker, history_items: int) -> NextActions:
     """The current language policy pi_L as roll-out policy; one call a branch and ply, all branches together."""
+    items = min(history_items, ask.policy_items or history_items)
 
     async def next_actions(
         branches: Sequence[Branch], rng: np.random.Generator
@@ -73,7 +74,7 @@ def language_policy(ask: Asker, history_items: int) -> NextActions:
                 Question(
                     replace(b.call, role="policy", ply=len(b.look.actions)),
                     {
-                        "history": history_text(truncate_history(b.look.history, history_items)),
+                        "history": history_text(truncate_history(b.look.history, items)),
                         "player": seats_of(b.env)[seat_of(b.env)],
                     },
                     b.env.legal_actions,
