@@ -22,6 +22,7 @@ _FOLDERS = {
     "causal_conv1d_varlen": "causal_conv",
     "causal_conv1d_update": "causal_conv",
     "pinned_window_attention": "window_attention",
+    "pinned_window_attention_varlen": "window_attention",
     "binary_linear": "binary",
     "diff_attention_varlen": "diff_attention",
     "diff_attention_paged": "diff_attention",

@@ -176,7 +176,8 @@ def pinned_window_attention(
     The queries of a row are the last tokens of its context. A query at position p sees the M pinned keys and the
     cached keys at positions k <= p with p - k <= window (window + 1 of them; all when window is None). Query head h
     reads key/value head h // (query heads / key heads). Scores and sums are float32. Pages outside the window are
-    never read.
+    never read, and the time of a decode depends on the window, not on the context. Pages of a multiple of 64 or 128
+    tokens are read fastest. ``scale`` is positive.
 
     Arguments that need a word:
 
@@ -203,6 +204,48 @@ def pinned_window_attention(
         scale=scale,
         out_THD=out_THD,
         max_query_len=max_query_len,
+    )
+
+
+def pinned_window_attention_varlen(
+    q_THD: torch.Tensor,
+    k_SGD: torch.Tensor,
+    v_SGV: torch.Tensor,
+    *,
+    starts_R1: torch.Tensor,
+    key_starts_R1: torch.Tensor,
+    max_query_len: int,
+    window: int | None,
+    pinned: int,
+    scale: float,
+) -> torch.Tensor:
+    """Causal attention of packed rows with a window and pinned first keys; differentiable in q, k and v.
+
+    A query at position p of its row sees the keys at positions k <= p with p - k <= window or k < pinned (all when
+    window is None). Query head h reads key/value head h // (H / G). Scores and sums are float32. Gradients are the same
+    from run to run.
+
+    Arguments that need a word:
+
+    - k_SGD, v_SGV: keys and values may differ in width.
+    - starts_R1: first query of each row, and the end of the last; from 0 to T.
+    - key_starts_R1: the same of the keys; a row's queries are the last of its tokens, so it has no more than keys.
+    - max_query_len: no row has more queries.
+    - pinned: how many of a row's first keys every later query sees.
+
+    Returns:
+        [T, H, V] in the dtype of ``q_THD``.
+    """
+    return select("pinned_window_attention_varlen", q_THD)(
+        q_THD,
+        k_SGD,
+        v_SGV,
+        starts_R1=starts_R1,
+        key_starts_R1=key_starts_R1,
+        max_query_len=max_query_len,
+        window=window,
+        pinned=pinned,
+        scale=scale,
     )
 
 

@@ -1,4 +1,6 @@
-"""Compile every kernel for an H100 (sm_90) and print its name; run by test_compile.py, in a process of its own.
+"""Compile the kernels for an H100 (sm_90) and print their names; run by test_compile.py, in a process of its own.
+
+Window attention is compiled at its real shape, by compile_window_attention.py.
 
 Needs no GPU, only triton. The interpreter accepts code that the compiler refuses, hence this second check.
 """
@@ -16,7 +18,6 @@ from nlrl_kernels.diff_attention import kernels as diff
 from nlrl_kernels.diff_attention import triton_impl as diff_launch
 from nlrl_kernels.hypersphere import kernels as sphere
 from nlrl_kernels.mamba_scan import triton_impl as scan
-from nlrl_kernels.window_attention import triton_impl as attention
 
 INDEX = {
     "starts_ptr": "*i32",
@@ -107,10 +108,6 @@ def main():
             compile_kernel(scan._scan_rows, {"ONE_TOKEN": full, "HAS_Z": full} | TILE, dtype)
             conv_tile = {"K": 4, "BLOCK_K": 4, "BLOCK_T": 1 if full else 16, "BLOCK_C": 128}
             compile_kernel(conv._conv_rows, {"ONE_TOKEN": full} | conv_tile, dtype, num_warps=4)
-            widths = {"WIDTH_K": 64, "WIDTH_V": 128, "BLOCK_K": 64, "BLOCK_V": 128}
-            tile = {"BLOCK_M": 16 if full else 32, "BLOCK_N": 32} if dtype == "fp32" else {"BLOCK_M": 64, "BLOCK_N": 64}
-            flags = {"GROUP": 5, "HAS_WINDOW": full, "IEEE": dtype == "fp32"}
-            compile_kernel(attention._attend, flags | widths | tile, dtype, num_warps=4)
             compile_kernel(binary._few_rows, {"ROWS": 1 if full else 8} | binary._BLOCK_FEW, dtype, num_warps=4)
             compile_kernel(binary._many_rows, {"BLOCK_T": 16 if full else 64} | binary._BLOCK_MANY, dtype, num_warps=4)
 

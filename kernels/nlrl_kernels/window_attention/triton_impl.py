@@ -1,100 +1,75 @@
-"""Paged attention with a window and pinned keys in Triton; the definition is in ``reference.py``.
+"""Attention with a window and pinned keys in Triton: launches, tile sizes and gradients; defined by ``reference``.
 
-One program computes a tile of rows of one request and one key head: all query heads of the group are packed into the
-tile's rows, so keys are read once per group. It walks the pinned keys, then the cached keys from the oldest that its
-first query sees; softmax is accumulated as in Milakov and Gimelshein 2018 (arXiv 1805.02867). Keys and values may
-differ in width. Values are masked when loaded, not only their scores: a page that was given back holds anything.
+The kernels are in ``kernels`` and ``backward``. float64 is left to the reference.
 """
 
-# Arguments of a kernel are pointers and scalars that only Triton can type:
-# ruff: noqa: ANN001, ANN202
-# pyright: reportCallIssue=false, reportArgumentType=false, reportAssignmentType=false, reportGeneralTypeIssues=false
+# Triton types neither launches nor its own helpers:
+# pyright: reportCallIssue=false, reportArgumentType=false
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import triton
-import triton.language as tl
+
+from nlrl_kernels.window_attention import backward as kernels_backward
+from nlrl_kernels.window_attention import kernels, reference
+
+_LOG2_E = math.log2(math.e)
+_PROGRAMS = 528
+"""Programs to split a decode over: four a multiprocessor of an H100."""
+
+_MAX_SPLITS = 64
+_QUERIES_A_SPAN = 1024
+"""In the backward pass the queries of a pinned key are shared out over programs by so many: about a window's."""
 
 
-@triton.jit
-def _accumulate(q, k, v, visible, scale, best, total, acc, IEEE: tl.constexpr):
-    """Add one tile of keys to the running softmax: row maxima, row sums, weighted values."""
-    precision: tl.constexpr = "ieee" if IEEE else "tf32"
-    scores = tl.dot(q, tl.trans(k), input_precision=precision) * scale
-    scores = tl.where(visible, scores, float("-inf"))
-    best_new = tl.maximum(best, tl.max(scores, axis=1))
-    # Rows that have seen no key yet keep weights of 0 instead of exp(-inf + inf).
-    shift = tl.where(best_new == float("-inf"), 0.0, best_new)
-    weights = tl.exp(scores - shift[:, None])
-    rescale = tl.exp(best - shift)
-    total = total * rescale + tl.sum(weights, axis=1)
-    acc = acc * rescale[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=precision)
-    return best_new, total, acc
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """How one launch is cut.
+
+    Attributes:
+        queries: rows of a tile of queries (all heads of a group, token by token).
+        keys: keys of a tile.
+        warps: of a program.
+        stages: tiles that are on their way at a time.
+    """
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
 
 
-@triton.jit
-def _attend(
-    q_ptr, k_ptr, v_ptr, table_ptr, lengths_ptr, starts_ptr, meta_k_ptr, meta_v_ptr, out_ptr,
-    scale, window, metas, page_size,
-    q_t, q_h, k_b, k_p, k_h, k_d, v_b, v_p, v_h, v_d, table_r,
-    mk_h, mk_m, mk_d, mv_h, mv_m, mv_d, out_t, out_h,
-    GROUP: tl.constexpr, HAS_WINDOW: tl.constexpr, WIDTH_K: tl.constexpr, WIDTH_V: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, IEEE: tl.constexpr,
-):  # fmt: skip
-    row, tile, head = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    first = tl.load(starts_ptr + row)
-    count = tl.load(starts_ptr + row + 1) - first
-    length = tl.load(lengths_ptr + row)
-    if (tile * BLOCK_M >= count * GROUP) | (length <= 0):
-        return
-    index = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    token, member = index // GROUP, index % GROUP
-    in_m = token < count
-    dk, dv, n = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_V), tl.arange(0, BLOCK_N)
-    in_k, in_v = dk < WIDTH_K, dv < WIDTH_V
-    token64, q_head = (first + token).to(tl.int64), head * GROUP + member
-    q_at = token64[:, None] * q_t + q_head[:, None] * q_h + dk[None, :]
-    q = tl.load(q_ptr + q_at, mask=in_m[:, None] & in_k[None, :], other=0.0)
-    best = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK_M,), tl.float32)
-    acc = tl.zeros((BLOCK_M, BLOCK_V), tl.float32)
+def prefill_tile(width_v: int, dtype: torch.dtype, page: int = 0) -> Tile:
+    """For many queries a row: the tile that issues the fewest instructions a key, of those that spill no registers.
 
-    meta_k_ptr += head * mk_h
-    meta_v_ptr += head * mv_h
-    for begin in range(0, metas, BLOCK_N):
-        i = begin + n
-        known = i < metas
-        k_mask, v_mask = known[:, None] & in_k[None, :], known[:, None] & in_v[None, :]
-        k = tl.load(meta_k_ptr + i[:, None] * mk_m + dk[None, :] * mk_d, mask=k_mask, other=0.0)
-        v = tl.load(meta_v_ptr + i[:, None] * mv_m + dv[None, :] * mv_d, mask=v_mask, other=0.0)
-        visible = known[None, :] & in_m[:, None]
-        best, total, acc = _accumulate(q, k.to(q.dtype), v.to(q.dtype), visible, scale, best, total, acc, IEEE)
+    Long tiles of keys pay: once a tile, all weighted values are rescaled.
+    """
+    if dtype == torch.float32:  # no tensor cores: float32 products are IEEE
+        return Tile(32, 32, 4, 2)
+    return _fitting(Tile(128, 128, 8, 3) if width_v <= 128 else Tile(64, 32, 8, 3), page)
 
-    position = length - count + token
-    earliest = length - count + tile * BLOCK_M // GROUP
-    end = tl.minimum(length, length - count + (tile * BLOCK_M + BLOCK_M - 1) // GROUP + 1)
-    begin_keys = 0
-    if HAS_WINDOW:
-        begin_keys = tl.maximum(0, earliest - window)
-    table_ptr += row.to(tl.int64) * table_r
-    k_ptr += head * k_h
-    v_ptr += head * v_h
-    for begin in range(begin_keys, end, BLOCK_N):
-        j = begin + n
-        known = j < end
-        page = tl.load(table_ptr + j // page_size, mask=known, other=0).to(tl.int64)
-        within = j % page_size
-        k_at = page[:, None] * k_b + within[:, None] * k_p + dk[None, :] * k_d
-        v_at = page[:, None] * v_b + within[:, None] * v_p + dv[None, :] * v_d
-        k = tl.load(k_ptr + k_at, mask=known[:, None] & in_k[None, :], other=0.0)
-        v = tl.load(v_ptr + v_at, mask=known[:, None] & in_v[None, :], other=0.0)
-        visible = known[None, :] & in_m[:, None] & (j[None, :] <= position[:, None])
-        if HAS_WINDOW:
-            visible = visible & (position[:, None] - j[None, :] <= window)
-        best, total, acc = _accumulate(q, k.to(q.dtype), v.to(q.dtype), visible, scale, best, total, acc, IEEE)
 
-    out = acc / tl.where(total > 0, total, 1.0)[:, None]
-    out_at = token64[:, None] * out_t + q_head[:, None] * out_h + dv[None, :]
-    tl.store(out_ptr + out_at, out, mask=in_m[:, None] & in_v[None, :])
+def decode_tile(width_v: int, dtype: torch.dtype, page: int = 0) -> Tile:
+    """For a token or two a row: the smallest tile of queries that tl.dot takes, as many keys as hide their latency."""
+    return _fitting(Tile(16, 32, 4, 3) if dtype == torch.float32 or width_v > 128 else Tile(16, 64, 4, 3), page)
+
+
+def backward_tiles(width_v: int, dtype: torch.dtype) -> tuple[Tile, Tile]:
+    """For the gradients of queries, and of keys and values: the largest whose inner loops spill no registers."""
+    if dtype == torch.float32:
+        return Tile(32, 16, 8, 1), Tile(32, 16, 8, 1)
+    if width_v > 128:
+        return Tile(64, 32, 8, 3), Tile(32, 64, 8, 3)
+    return Tile(128, 64, 8, 3), Tile(64, 128, 8, 3)
+
+
+def _fitting(tile: Tile, page: int) -> Tile:
+    """With half the keys where that makes tiles lie in one page each, whose rows need no look-up of their own."""
+    half = tile.keys // 2
+    return replace(tile, keys=half) if page % tile.keys and page % half == 0 and half >= 32 else tile
 
 
 def pinned_window_attention(
@@ -113,24 +88,228 @@ def pinned_window_attention(
     max_query_len: int,
 ) -> torch.Tensor:
     """See ``nlrl_kernels.pinned_window_attention``."""
-    if q_THD.stride(-1) != 1 or out_THD.stride(-1) != 1 or block_table.stride(-1) != 1:
-        raise ValueError("Queries, output and block table must be adjacent along their last axis.")
-    heads, width_k = q_THD.shape[1:]
-    page_size, kv_heads, width_v = v_pages.shape[1:]
-    group = heads // kv_heads
-    rows = max_query_len * group
-    wide = q_THD.dtype == torch.float32
-    # One token per request: the smallest tile that tl.dot takes. float32 tiles of keys are half as long, for registers.
-    block_m = 16 if rows <= 16 else 32 if rows <= 32 or wide else 64
-    grid = (len(lengths_R), triton.cdiv(rows, block_m), kv_heads)
-    _attend[grid](
-        q_THD, k_pages, v_pages, block_table, lengths_R.contiguous(), starts_R1.contiguous(),
-        meta_k_HMD, meta_v_HMD, out_THD,
-        scale, 0 if window is None else window, meta_k_HMD.shape[1], page_size,
-        q_THD.stride(0), q_THD.stride(1), *k_pages.stride(), *v_pages.stride(), block_table.stride(0),
-        *meta_k_HMD.stride(), *meta_v_HMD.stride(), out_THD.stride(0), out_THD.stride(1),
-        GROUP=group, HAS_WINDOW=window is not None, WIDTH_K=width_k, WIDTH_V=width_v,
-        BLOCK_K=max(16, triton.next_power_of_2(width_k)), BLOCK_V=max(16, triton.next_power_of_2(width_v)),
-        BLOCK_M=block_m, BLOCK_N=32 if wide else 64, IEEE=wide, num_warps=4, num_stages=2,
+    if q_THD.dtype == torch.float64:
+        return reference.pinned_window_attention(
+            q_THD, k_pages, v_pages, block_table, lengths_R, starts_R1, meta_k_HMD=meta_k_HMD, meta_v_HMD=meta_v_HMD,
+            window=window, scale=scale, out_THD=out_THD, max_query_len=max_query_len,
+        )  # fmt: skip
+    _check(q_THD, k_pages, v_pages, out_THD, block_table, scale=scale)
+    (tokens, heads, width), (page, kv_heads, width_v) = q_THD.shape, v_pages.shape[1:]
+    group, rows, pinned = heads // kv_heads, len(lengths_R), meta_k_HMD.shape[1]
+    if not rows or not tokens:
+        return out_THD
+    meta_k, meta_v = (_adjacent(x.to(k_pages.dtype)) for x in (meta_k_HMD, meta_v_HMD))
+    decode = max_query_len * group <= 16
+    tile, splits = prefill_tile(width_v, q_THD.dtype, page), 1
+    if decode:
+        tile = decode_tile(width_v, q_THD.dtype, page)
+        longest = block_table.shape[1] * page
+        splits = decode_splits(rows * kv_heads, pinned, longest, window, max_query_len, tile.keys)
+    partial = torch.empty((splits, tokens, heads, width_v) if splits > 1 else 0, device=out_THD.device)
+    stats = torch.empty((splits, 2, tokens, heads) if splits > 1 else 0, device=out_THD.device)
+    starts, lengths = starts_R1.contiguous(), lengths_R.contiguous()
+    kernels.attend[(kv_heads, splits, rows) if decode else (kv_heads, _tiles(tokens * group, tile.queries, rows))](
+        q_THD, k_pages, v_pages, meta_k, meta_v, out_THD, stats, partial, stats, starts, starts, block_table, lengths,
+        scale * _LOG2_E, window or 0, pinned, rows, tokens, heads,
+        *q_THD.stride()[:2], *k_pages.stride()[:3], *v_pages.stride()[:3], block_table.stride(0),
+        *meta_k.stride()[:2], *meta_v.stride()[:2], *out_THD.stride()[:2],
+        GROUP=group, PAGE=page, DECODE=decode, SPLIT=splits > 1, KEEP=False, HAS_WINDOW=window is not None,
+        HAS_PINNED=pinned > 0, ALIKE=(meta_k.stride(1), meta_v.stride(1)) == (k_pages.stride(1), v_pages.stride(1)),
+        **_sizes(width, width_v, tile, q_THD.dtype),
     )  # fmt: skip
+    if splits > 1:
+        kernels.combine[(heads, max_query_len, rows)](
+            partial, stats, out_THD, starts, lengths, splits, tokens, heads, *out_THD.stride()[:2],
+            BLOCK_S=triton.next_power_of_2(splits), WIDTH_V=width_v, BLOCK_V=_padded(width_v), num_warps=4,
+        )  # fmt: skip
     return out_THD
+
+
+def decode_splits(programs: int, pinned: int, longest: int, window: int | None, queries: int, keys: int) -> int:
+    """Over how many programs the keys of a row and head are shared out, from shapes alone: a graph can be captured.
+
+    Args:
+        programs: rows times key heads.
+        pinned: pinned keys.
+        longest: tokens that a row can have.
+        window: past it the length of a row changes nothing, the number of splits either.
+        queries: of a row at most.
+        keys: of a tile.
+    """
+    seen = longest if window is None else min(longest, window + queries)
+    tiles = -(-pinned // keys) - (-seen // keys) + (seen < longest)
+    return max(1, min(-(-_PROGRAMS // programs), tiles, _MAX_SPLITS))
+
+
+def pinned_window_attention_varlen(
+    q_THD: torch.Tensor,
+    k_SGD: torch.Tensor,
+    v_SGV: torch.Tensor,
+    *,
+    starts_R1: torch.Tensor,
+    key_starts_R1: torch.Tensor,
+    max_query_len: int,
+    window: int | None,
+    pinned: int,
+    scale: float,
+) -> torch.Tensor:
+    """See ``nlrl_kernels.pinned_window_attention_varlen``."""
+    if q_THD.dtype == torch.float64:
+        return reference.pinned_window_attention_varlen(
+            q_THD, k_SGD, v_SGV, starts_R1=starts_R1, key_starts_R1=key_starts_R1, max_query_len=max_query_len,
+            window=window, pinned=pinned, scale=scale,
+        )  # fmt: skip
+    _check(scale=scale)
+    keep = torch.is_grad_enabled() and any(x.requires_grad for x in (q_THD, k_SGD, v_SGV))
+    return _varlen(q_THD, k_SGD, v_SGV, starts_R1, key_starts_R1, max_query_len, window, pinned, scale, keep)[0]
+
+
+@torch.library.custom_op("nlrl_kernels::pinned_window_attention_varlen", mutates_args=())
+def _varlen(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    starts: torch.Tensor,
+    key_starts: torch.Tensor,
+    max_query_len: int,
+    window: int | None,
+    pinned: int,
+    scale: float,
+    keep: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The result and, if ``keep``, the logarithms of the sums [T, H], in base 2."""
+    q, k, v = _adjacent(q), _adjacent(k), _adjacent(v)
+    (tokens, heads, width), (_, kv_heads, width_v) = q.shape, v.shape
+    out, lse = _outputs(q, v, keep)
+    group, rows, tile = heads // kv_heads, len(starts) - 1, prefill_tile(width_v, q.dtype)
+    if rows > 0 and tokens:
+        starts, key_starts = starts.contiguous(), key_starts.contiguous()
+        kernels.attend[(kv_heads, _tiles(tokens * group, tile.queries, rows))](
+            q, k, v, k, v, out, lse, lse, lse, starts, key_starts, starts, starts,
+            scale * _LOG2_E, window or 0, pinned, rows, tokens, heads,
+            *q.stride()[:2], 0, *k.stride()[:2], 0, *v.stride()[:2], 0, 0, 0, 0, 0, *out.stride()[:2],
+            GROUP=group, PAGE=0, DECODE=False, SPLIT=False, KEEP=keep, HAS_WINDOW=window is not None,
+            HAS_PINNED=window is not None and pinned > 0, ALIKE=True, **_sizes(width, width_v, tile, q.dtype),
+        )  # fmt: skip
+    return out, lse
+
+
+@_varlen.register_fake
+def _(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: torch.Tensor, key_starts: torch.Tensor,
+    max_query_len: int, window: int | None, pinned: int, scale: float, keep: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    return _outputs(q, v, keep)
+
+
+@torch.library.custom_op("nlrl_kernels::pinned_window_attention_varlen_backward", mutates_args=())
+def _varlen_backward(
+    do: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    starts: torch.Tensor,
+    key_starts: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    max_query_len: int,
+    window: int | None,
+    pinned: int,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    q, k, v, do = _adjacent(q), _adjacent(k), _adjacent(v), do.contiguous()
+    (tokens, heads, width), (_, kv_heads, width_v) = q.shape, v.shape
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    group, rows, pinned = heads // kv_heads, len(starts) - 1, 0 if window is None else pinned
+    if rows < 1 or not tokens:
+        return dq.zero_(), dk.zero_(), dv.zero_()
+    delta = torch.empty_like(lse)
+    kernels_backward.row_sums[(triton.cdiv(tokens * heads, 32),)](
+        do, out, delta, tokens * heads, WIDTH_V=width_v, BLOCK_V=_padded(width_v), ROWS=32, num_warps=4
+    )
+    of_queries, of_keys = backward_tiles(width_v, q.dtype)
+    starts, key_starts = starts.contiguous(), key_starts.contiguous()
+    strides = [stride for x in (q, k, v) for stride in x.stride()[:2]]
+    scales, flags = (scale * _LOG2_E, scale), {"GROUP": group, "HAS_WINDOW": window is not None}
+    kernels_backward.queries_backward[(kv_heads, _tiles(tokens * group, of_queries.queries, rows))](
+        q, k, v, do, lse, delta, dq, starts, key_starts, *scales, window or 0, pinned, rows, heads, *strides,
+        HAS_PINNED=pinned > 0, **flags, **_sizes(width, width_v, of_queries, q.dtype),
+    )  # fmt: skip
+    sizes = _sizes(width, width_v, of_keys, q.dtype)
+    kernels_backward.keys_backward[(kv_heads, _tiles(len(k), of_keys.keys, rows))](
+        q, k, v, do, lse, delta, dk, dv, starts, key_starts, *scales, window or 0, pinned, rows, heads, kv_heads, 1, 0,
+        *strides, PINNED=False, **flags, **sizes,
+    )  # fmt: skip
+    if pinned:
+        spans, pin_tiles = triton.cdiv(max_query_len, _QUERIES_A_SPAN), triton.cdiv(pinned, of_keys.keys)
+        parts = [torch.empty(spans, rows, pinned, kv_heads, w, device=q.device) for w in (width, width_v)]
+        kernels_backward.keys_backward[(kv_heads, spans * pin_tiles, rows)](
+            q, k, v, do, lse, delta, *parts, starts, key_starts, *scales, window or 0, pinned, rows, heads, kv_heads,
+            pin_tiles, _QUERIES_A_SPAN, *strides, PINNED=True, **flags | {"HAS_WINDOW": False}, **sizes,
+        )  # fmt: skip
+        for part, total, wide in ((parts[0], dk, width), (parts[1], dv, width_v)):
+            kernels_backward.add_spans[(kv_heads, triton.cdiv(pinned, 16), rows)](
+                part, total, key_starts, spans, rows, pinned, kv_heads,
+                WIDTH=wide, BLOCK=_padded(wide), BLOCK_N=16, num_warps=4,
+            )  # fmt: skip
+    return dq, dk, dv
+
+
+@_varlen_backward.register_fake
+def _(
+    do: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, starts: torch.Tensor,
+    key_starts: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, max_query_len: int, window: int | None,
+    pinned: int, scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs[:5], *output)
+    ctx.settings = inputs[5:9]
+
+
+def _backward(ctx: Any, do: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    return *_varlen_backward(do, *ctx.saved_tensors, *ctx.settings), *[None] * 7
+
+
+_varlen.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _outputs(q: torch.Tensor, v: torch.Tensor, keep: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    out = torch.empty((*q.shape[:2], v.shape[-1]), dtype=q.dtype, device=q.device)
+    return out, torch.empty(q.shape[:2] if keep else 0, dtype=torch.float32, device=q.device)
+
+
+def _tiles(packed: int, block: int, rows: int) -> int:
+    """How many tiles rows of so many entries in all can have: what ``kernels.find_row`` counts."""
+    return packed // block + rows
+
+
+def _padded(width: int) -> int:
+    return max(16, int(triton.next_power_of_2(width)))
+
+
+def _sizes(width: int, width_v: int, tile: Tile, dtype: torch.dtype) -> dict[str, Any]:
+    return {
+        "WIDTH_K": width,
+        "WIDTH_V": width_v,
+        "BLOCK_K": _padded(width),
+        "BLOCK_V": _padded(width_v),
+        "BLOCK_M": tile.queries,
+        "BLOCK_N": tile.keys,
+        "IEEE": dtype == torch.float32,
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
+    }
+
+
+def _adjacent(x: torch.Tensor) -> torch.Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _check(*tensors: torch.Tensor, scale: float) -> None:
+    if any(tensor.stride(-1) != 1 for tensor in tensors):
+        raise ValueError("Queries, pages, output and block table must be adjacent along their last axis.")
+    if scale <= 0:
+        raise ValueError(f"The scale of attention must be positive, got {scale}: multiply the queries by -1 instead.")
