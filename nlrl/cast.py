@@ -111,7 +111,7 @@ def build_engine(table: EngineConfig, config: RunConfig, task: Task, learned: Ta
         return make(table.base_url, model=table.model, settings=settings)
     if table.kind not in ("vllm", "torch"):
         raise ConfigError(f"Engine '{table.kind}' cannot be started from a recipe; use it from Python.")
-    more = {"batch_invariant": True} if table.batch_invariant and table.kind == "vllm" else {}
+    more = {name: True for name in ("apart", "batch_invariant") if table.kind == "vllm" and getattr(table, name)}
     return make(registry.resolve_model(table.backbone), seed=config.seed, **more)
 
 

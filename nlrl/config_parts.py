@@ -99,6 +99,8 @@ class EngineConfig(Part):
     """Whether a reply that the engine did not hold to its form is checked and asked again, or ends the run."""
     logprobs: bool = False
     """Also record the probability of each drawn token."""
+    apart: bool = False
+    """vLLM's core in a process of its own, which keeps a tiny model on a GPU busy; engine vllm."""
     batch_invariant: bool = False
     """vLLM's mode in which a reply does not depend on what else is in the batch; slower, and only for some models."""
     http_attempts: int = Field(default=6, ge=1, le=100)

@@ -102,7 +102,8 @@ def _bounds(schema: str, name: str) -> tuple[float, float]:
     return wanted.get("minimum", -math.inf), wanted.get("maximum", math.inf)
 
 
-@lru_cache(maxsize=256)
+# Tic-Tac-Toe has 500 sets of legal moves, and to compile one takes as long as to read ten replies.
+@lru_cache(maxsize=4096)
 def _compiled(pattern: str, actions: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile(fill_actions(pattern, actions), re.ASCII)
 

@@ -44,6 +44,7 @@ def row(request: pytest.FixtureRequest) -> Callable[[str], None]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if (config.getoption("--torture") or config.getoption("--real")) and (rows := config.stash.get(ROWS, [])):
+    asked_for = any(config.getoption(f"--{name}") for name in ("torture", "real", "full"))
+    if asked_for and (rows := config.stash.get(ROWS, [])):
         terminalreporter.write_sep("-", "what was measured")
         terminalreporter.write_line("\n".join(["| test | result |", "|---|---|", *rows]))

@@ -60,10 +60,15 @@ def encode_messages(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
 def encode_request(tokenizer: Any, request: Request, context: int, model: str) -> list[int]:
     """The token ids of a request's prompt; `ContextLengthError` when prompt and reply exceed `context` tokens."""
     ids = encode_messages(tokenizer, request.messages)
+    check_fits(len(ids), request, context, model)
+    return ids
+
+
+def check_fits(length: int, request: Request, context: int, model: str) -> None:
+    """Raise `ContextLengthError` when a prompt of `length` tokens and its reply exceed `context` tokens."""
     limit = request.sampling.max_tokens
-    if len(ids) + limit > context:
+    if length + limit > context:
         raise ContextLengthError(
-            f"A prompt of {len(ids)} tokens and a reply of up to {limit} do not fit into the {context} tokens of "
+            f"A prompt of {length} tokens and a reply of up to {limit} do not fit into the {context} tokens of "
             f"'{model}'; shorten the history or the look-ahead, or take a model with a longer context."
         )
-    return ids

@@ -1,4 +1,4 @@
-"""vLLM inside this process: the default engine.
+"""vLLM inside this process, or its core beside it: the default engine.
 
 One process starts in a third of the time of vLLM's usual three and needs a third of their memory. Requests of all
 coroutines are batched continuously: each `generate` hands its requests to vLLM and waits, and a single pump steps the
@@ -15,13 +15,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nlrl.engine.base import Completion, Constraint, EngineInfo, Request, Sampling
-from nlrl.engine.local import encode_request, opened, renewed, settle
-from nlrl.engine.vllm_setup import find_device, first_line, prepare_environment, refusals, sampling_params, start, stop
+from nlrl.engine.base import Completion, EngineInfo, Request
+from nlrl.engine.local import check_fits, encode_messages, opened, renewed, settle
+from nlrl.engine.vllm_setup import Parameters, find_device, first_line, prepare_environment, refusals, start, stop
 from nlrl.errors import EngineError
 from nlrl.registry import ResolvedModel, resolve
 
@@ -45,7 +46,6 @@ class _Flight:
 class _Counts:
     shared: int = 0
     unseeded: int = 0
-    parameters: dict[tuple[Sampling, Constraint | None], Any] = field(default_factory=dict)
 
 
 class VllmEngine:
@@ -55,6 +55,9 @@ class VllmEngine:
         model: what to load; a name is resolved as `nlrl.registry.resolve_model` says.
         seed: of the engine's random draws; with it, the same requests in the same order give the same replies.
         device: "auto" takes a CUDA device when this vLLM is built for one.
+        apart: whether vLLM's core has a process of its own. Its start takes longer; a model that is faster than Python
+            is then kept busy while this process prepares and reads. What is in a batch depends on the clock, so only
+            requests that are seeded or greedy repeat, and not where a batch decides their rounding.
         batch_invariant: vLLM's mode in which a reply does not depend on what else is in the batch; CUDA only, and
             only for the attention backends that have it.
         arguments: vLLM's own engine arguments, on top of those chosen here ("max_model_len", "dtype", ...).
@@ -72,6 +75,7 @@ class VllmEngine:
         *,
         seed: int = 0,
         device: str = "auto",
+        apart: bool = False,
         batch_invariant: bool = False,
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
@@ -79,13 +83,13 @@ class VllmEngine:
         assert resolved.path is not None
         assert resolved.prompt_set is not None
         self.prompt_set = resolved.prompt_set
-        self._id = resolved.id
+        self._id, self._apart = resolved.id, apart
         prepare_environment(batch_invariant=batch_invariant)
         self._device = find_device(device)
         if batch_invariant and self._device != "cuda":
             raise EngineError("vLLM's batch-invariant mode needs an NVIDIA GPU; leave engine.batch_invariant off here.")
         self._refusals = refusals()
-        self._engine: Any = start(resolved.path, self._device, seed, arguments or {})
+        self._engine: Any = start(resolved.path, self._device, seed, arguments or {}, apart=apart)
         config = self._engine.vllm_config.model_config
         self.context: int = config.max_model_len
         """Tokens of a prompt and its reply together, at most."""
@@ -96,6 +100,9 @@ class VllmEngine:
         self._numbers = itertools.count()
         self._pump_task: asyncio.Task[None] | None = None
         self._counts = _Counts()
+        self._parameters = Parameters(seeded=self._device != "cpu")
+        # Samples of one question come in a row, and rendering a template takes as long as asking vLLM.
+        self._encoded = lru_cache(maxsize=4096)(lambda messages: tuple(encode_messages(self._tokenizer, messages)))
 
     async def generate(self, requests: Sequence[Request]) -> list[Completion]:
         """Answer all requests, in order, batched with whatever else is being asked.
@@ -110,7 +117,7 @@ class VllmEngine:
             return []
         if self._engine is None:
             raise EngineError("The vLLM engine is closed; make a new one.")
-        prompts = [encode_request(self._tokenizer, request, self.context, self._id) for request in requests]
+        prompts = [self._prompt_ids(request) for request in requests]
         flights = [self._submit(request, ids) for request, ids in zip(requests, prompts, strict=True)]
         if self._pump_task is None or self._pump_task.done():
             self._pump_task = asyncio.create_task(self._pump())
@@ -140,6 +147,8 @@ class VllmEngine:
             notes.append(
                 "Requests cannot be seeded one by one on a CPU: the engine's seed and the order of asking decide."
             )
+        if self._apart:
+            notes.append("vLLM's core has a process of its own: what is in a batch depends on the clock.")
         if self._counts.unseeded:
             notes.append(f"{self._counts.unseeded} requests asked for a seed of their own, which was ignored.")
         if self._counts.shared:
@@ -155,7 +164,7 @@ class VllmEngine:
         the engine's draws begin anew from it, as if it had just been started on the new weights.
 
         Raises:
-            EngineError: requests are in flight, or the weights do not fit the model.
+            EngineError: requests are in flight, the weights do not fit, or pairs are to reach another process.
         """
         if self._engine is None or self._flights:
             state = "is closed" if self._engine is None else f"is answering {len(self._flights)} requests"
@@ -163,6 +172,8 @@ class VllmEngine:
         arguments: dict[str, Any]
         if isinstance(source, str | Path):
             arguments = {"weights_path": str(source)}
+        elif self._apart:
+            raise EngineError("Weights reach an engine in a process of its own from a folder alone; save them in one.")
         else:
             arguments = {"weights_iterator": iter(source)}
         try:
@@ -187,19 +198,28 @@ class VllmEngine:
             await asyncio.wait({self._pump_task})
         stop(engine)
 
-    def _submit(self, request: Request, prompt_ids: list[int]) -> _Flight:
+    def _prompt_ids(self, request: Request) -> tuple[int, ...]:
+        ids = self._encoded(request.messages)
+        check_fits(len(ids), request, self.context, self._id)
+        return ids
+
+    def _submit(self, request: Request, prompt_ids: tuple[int, ...]) -> _Flight:
         greedy = request.sampling.temperature == 0
         key = (request.messages, request.sampling, request.constraint) if greedy else None
         if key is not None and (same := self._by_key.get(key)) is not None:
             same.waiting += 1
             self._counts.shared += 1
             return same
+        if request.sampling.seed is not None and self._device == "cpu":
+            self._counts.unseeded += 1
         future = asyncio.get_running_loop().create_future()
         number, constrained = str(next(self._numbers)), request.constraint is not None
-        flight = _Flight(number, key, tuple(prompt_ids), constrained, future, 1)
+        flight = _Flight(number, key, prompt_ids, constrained, future, 1)
         try:
-            prompt = {"type": "token", "prompt_token_ids": prompt_ids}
-            self._engine.add_request(flight.id, prompt, self._parameters(request))
+            prompt = {"type": "token", "prompt_token_ids": list(prompt_ids)}
+            params = self._parameters.of(request)
+            self._engine.add_request(flight.id, prompt, params)
+            self._parameters.accept(request, params)
         except self._refusals as error:  # of this request alone, a pattern it cannot compile for instance
             future.set_result(Completion("", finish_reason="error", error=f"vLLM refuses it: {first_line(error)}."))
             return flight
@@ -207,17 +227,6 @@ class VllmEngine:
         if key is not None:
             self._by_key[key] = flight
         return flight
-
-    def _parameters(self, request: Request) -> Any:
-        """VLLM's own objects; shared, for it copies them and there are few different ones."""
-        key = (request.sampling, request.constraint)
-        if request.sampling.seed is not None and self._device == "cpu":
-            self._counts.unseeded += 1
-        if key not in self._counts.parameters:
-            if len(self._counts.parameters) > 4096:
-                self._counts.parameters.clear()
-            self._counts.parameters[key] = sampling_params(request, seeded=self._device != "cpu")
-        return self._counts.parameters[key]
 
     async def _pump(self) -> None:
         """Step the engine until nothing is pending."""

@@ -7,10 +7,12 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nlrl.engine.base import Request
+from nlrl.engine.base import Constraint, Request, Sampling
 from nlrl.errors import EngineError, EngineUnavailableError
 from nlrl.redact import hidden_secrets
 from nlrl.serving import engine_args
@@ -73,8 +75,8 @@ def refusals() -> tuple[type[Exception], ...]:
     return (ValueError, VLLMValidationError)
 
 
-def start(folder: Path, device: str, seed: int, arguments: Mapping[str, Any]) -> Any:
-    """A running `LLMEngine`; raises `EngineError` with vLLM's own reason."""
+def start(folder: Path, device: str, seed: int, arguments: Mapping[str, Any], *, apart: bool = False) -> Any:
+    """A running `LLMEngine`, its core in this process or apart; raises `EngineError` with vLLM's own reason."""
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -92,14 +94,15 @@ def start(folder: Path, device: str, seed: int, arguments: Mapping[str, Any]) ->
     try:
         # Whatever processes vLLM starts need no keys: the model is on this machine by now.
         with hidden_secrets(), warnings.catch_warnings(action="ignore"):
-            engine = LLMEngine.from_engine_args(EngineArgs(**{**chosen, **fixed}))
+            engine = LLMEngine.from_engine_args(EngineArgs(**{**chosen, **fixed}), enable_multiprocessing=apart)
     except Exception as error:
         raise EngineError(
             f"vLLM cannot load the model in '{folder}': {first_line(error)}; 'nlrl doctor' may tell why."
         ) from error
-    # Grammars compiled by a thread would join the batch at a step that depends on the clock: runs would not repeat.
-    manager = engine.engine_core.engine_core.structured_output_manager  # type: ignore[attr-defined]
-    manager._use_async_grammar_compilation = False
+    if not apart:
+        # Grammars compiled by a thread would join the batch at a step that depends on the clock: runs would not repeat.
+        manager = engine.engine_core.engine_core.structured_output_manager  # type: ignore[attr-defined]
+        manager._use_async_grammar_compilation = False
     _open.append(engine)
     return engine
 
@@ -115,6 +118,56 @@ def stop(engine: Any) -> None:
     if not _open:
         while _closed:
             _closed.pop().engine_core.shutdown()
+
+
+class Parameters:
+    """Requests' sampling and constraints as vLLM's own objects, each form looked at by vLLM once.
+
+    For every request vLLM compiles its pattern to see whether it can, and copies all settings in depth: together as
+    much work as the rest of the request. What was accepted once is accepted, and is copied with another seed.
+
+    Args:
+        seeded: whether requests have seeds of their own.
+    """
+
+    def __init__(self, *, seeded: bool) -> None:
+        from vllm.sampling_params import SamplingParams
+
+        class Accepted(SamplingParams, dict=True, omit_defaults=True):  # type: ignore[call-arg]
+            """Settings and a form that vLLM has accepted before."""
+
+            def verify(self, *_: Any, **__: Any) -> None:
+                """They were."""
+
+        self._type: Any = Accepted
+        self._seeded = seeded
+        self._accepted: dict[tuple[Sampling, Constraint | None], Any] = {}
+
+    def of(self, request: Request) -> Any:
+        """A `SamplingParams` for this request alone."""
+        known = self._accepted.get(_without_seed(request))
+        if known is None:
+            return sampling_params(request, seeded=self._seeded)
+        made = copy(known)
+        made.seed = request.sampling.seed if self._seeded else None
+        return made
+
+    def accept(self, request: Request, params: Any) -> None:
+        """VLLM took the request with these: its like need not be looked at again."""
+        key = _without_seed(request)
+        if key in self._accepted:
+            return
+        if len(self._accepted) >= KNOWN_FORMS:
+            self._accepted.clear()
+        fields = {name: getattr(params, name) for name in params.__struct_fields__}
+        self._accepted[key] = self._type(**fields | {"skip_clone": True})
+
+
+KNOWN_FORMS = 4096
+
+
+def _without_seed(request: Request) -> tuple[Sampling, Constraint | None]:
+    return replace(request.sampling, seed=None), request.constraint
 
 
 def sampling_params(request: Request, *, seeded: bool) -> Any:

@@ -113,6 +113,22 @@ def test_the_batch_invariant_mode_is_refused_where_it_is_not(folder: Path) -> No
         VllmEngine(str(folder), batch_invariant=True)
 
 
+def test_a_form_is_looked_at_once_and_held_to_again(engine: VllmEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.sampling_params import SamplingParams
+
+    looked, verify = [], SamplingParams.verify
+    monkeypatch.setattr(SamplingParams, "verify", lambda params, *rest: (looked.append(1), verify(params, *rest))[1])
+    forms = [Constraint("regex", "(north|south) by (east|west)"), Constraint("choice", ("due north", "due south"))]
+    requests = [ask(f"Whither, {i}?", form, 60, 1.0) for i in range(3) for form in forms]
+    for request, got in zip(requests, asyncio.run(engine.generate(requests)), strict=True):
+        assert request.constraint is not None
+        assert obeys(got.text, request.constraint), got.text
+    assert len(looked) == len(forms)
+    bad = [ask(f"x{i}", Constraint("regex", "(a")) for i in range(2)]
+    assert [got.finish_reason for got in asyncio.run(engine.generate(bad))] == ["error", "error"]
+    assert len(looked) == len(forms) + len(bad)
+
+
 def test_a_bad_pattern_is_the_error_of_that_request_alone(engine: VllmEngine) -> None:
     bad, good = asyncio.run(engine.generate([ask("x", Constraint("regex", "(a")), ask("x", MOVES)]))
     assert bad.finish_reason == "error"
@@ -272,3 +288,33 @@ def test_a_closed_engine_says_so(folder: Path) -> None:
         asyncio.run(closed.generate([ask("x")]))
     with pytest.raises(EngineError, match="is closed"):
         closed.update_weights(folder)
+
+
+@pytest.mark.full
+def test_with_its_core_apart_it_answers_the_same_and_takes_weights_from_a_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    monkeypatch.setenv("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
+    apart = VllmEngine(str(folder), seed=3, apart=True, arguments={"kv_cache_memory_bytes": 32 << 20})
+    try:
+        requests = [ask(f"Your position is {i}, {i}.") for i in range(5)]
+        for request, got in zip(requests, asyncio.run(apart.generate(requests)), strict=True):
+            assert list(got.token_ids) == reference(folder, got.prompt_token_ids, 12), request
+        (held,) = asyncio.run(apart.generate([ask("Where to?", MOVES, 60, 1.0)]))
+        assert obeys(held.text, MOVES)
+        other = make_tiny_llama(tmp_path / "other")
+        weights = load_file(other / "model.safetensors")
+        torch.manual_seed(1)
+        noisy = {name: tensor + 0.1 * torch.randn_like(tensor) for name, tensor in weights.items()}
+        save_file(noisy, other / "model.safetensors", {"format": "pt"})
+        apart.update_weights(other)
+        for request, got in zip(requests, asyncio.run(apart.generate(requests)), strict=True):
+            assert list(got.token_ids) == reference(other, got.prompt_token_ids, 12), request
+        with pytest.raises(EngineError, match="from a folder alone"):
+            apart.update_weights(weights.items())
+        assert "process of its own" in " ".join(apart.describe().notes)
+    finally:
+        asyncio.run(apart.close())

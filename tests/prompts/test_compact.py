@@ -129,3 +129,11 @@ def test_prompts_are_short(game):
     prompts = load("compact", game).prompts.values()
     assert all(prompt.system is None for prompt in prompts)
     assert max(len(re.sub(r"\$\w+", "", prompt.user)) for prompt in prompts) <= 180
+
+
+def test_no_pattern_counts_the_characters_of_free_text():
+    """A decoder keeps a state for each: see prompts/README.md."""
+    for game in sorted(ENVS):
+        for prompt in load("compact", game).prompts.values():
+            counts = re.findall(r"\{\d*,(\d+)\}", "" if prompt.reply is None else prompt.reply.pattern)
+            assert max(map(int, counts), default=0) <= 20, (game, prompt.name)

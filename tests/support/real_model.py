@@ -114,6 +114,9 @@ def table(asked: Sequence[Asked], seconds: float) -> str:
     rows.append(("all", [call for _, call in calls], replies))
     lines = [HEAD, "|---|---|---|---|---|---|"]
     for name, of_row, written in rows:
+        if not of_row:  # what it would have been asked about got no usable reply
+            lines.append(f"| {name} | 0 | | | never asked | |")
+            continue
         grade, counts = grade_replies(of_row)["all"], [reply.completion_tokens for reply in written]
         bad = ", ".join(f"{kind} {n}" for kind, n in grade.failures) or "none"
         shares = f"{grade.parsed.share:.0%} | {grade.legal.share:.0%}"
