@@ -1,8 +1,10 @@
-"""Differential Transformer as vLLM serves it: V1, V2 and DiffLlama, on vLLM's own paged attention.
+"""Differential Transformer as vLLM serves it: V1, V2 and DiffLlama, over vLLM's own pages.
 
-Sources as in ``model``. Both maps of a head are two query heads of one ordinary grouped attention (``heads``), so
-paging, chunked prefill, prefix caching and CUDA graphs are vLLM's, and a cached token is as large as in a Transformer
-with the same key and value rows. lambda is computed from its vectors at every step, in float32: a reload needs no hook.
+Sources as in ``model``. Attention is one of two: a backend of our own, both maps of a head in one pass
+(``vllm_attention``, which says when), or stock attention, in which they are two query heads of one group (``heads``).
+Either way paging, chunked prefill, prefix caching and CUDA graphs are vLLM's, and a cached token is as large as in a
+Transformer with the same key and value rows. lambda is computed from its vectors in float32: at every step on stock
+attention, else whenever weights were loaded.
 
 Reads our names of tensors and Microsoft's. DiffLlama's rows stay in their two halves, each split over the devices on
 its own, so its LoRA adapters fit unchanged too.
@@ -20,6 +22,7 @@ from vllm.compilation.decorators import support_torch_compile
 from vllm.config import VllmConfig
 from vllm.distributed import get_pp_group, get_tensor_model_parallel_world_size
 from vllm.model_executor.layers.activation import SiluAndMul
+from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import (
     ColumnParallelLinear,
@@ -48,6 +51,7 @@ from nlrl_backbones.common.vllm_head import language_head
 
 from .config import DiffTransformerConfig
 from .heads import HeadLayout, difference, lambda_init, lambda_of
+from .vllm_attention import HeadOutput, backend_for
 from .weights import LAMBDAS, RENAMED
 from .weights_diffllama import config_from_diffllama
 
@@ -141,18 +145,46 @@ class DiffAttention(DiffProjections):
             rope_parameters=config.rope_parameters,
             is_neox_style=not config.rope_interleaved,
         )
-        self.attn = PlainAttention(
-            2 * layout.heads,
-            config.cached_width,
-            config.scale,
-            layout.cached_heads,
-            vllm_config=vllm_config,
-            prefix=f"{prefix}.attn",
+        self.in_one_pass = self._add_attention(config, vllm_config, f"{prefix}.attn")
+
+    def _add_attention(self, config: DiffTransformerConfig, vllm_config: VllmConfig, prefix: str) -> bool:
+        """Make ``attn``; whether it gives the heads' outputs rather than those of their maps."""
+        layout, width, scale = self.layout, config.cached_width, config.scale
+        backend = backend_for(config, vllm_config)
+        if backend is None:
+            self.attn: Any = PlainAttention(
+                2 * layout.heads, width, scale, layout.cached_heads, vllm_config=vllm_config, prefix=prefix
+            )
+            return False
+        # What reads the width of a head from the configuration must find that of a cached one.
+        vllm_config.model_config.model_arch_config.head_size = width
+        self.attn = Attention(
+            layout.heads,
+            width,
+            scale,
+            num_kv_heads=layout.cached_heads,
+            cache_config=vllm_config.cache_config,
+            quant_config=vllm_config.quant_config,
+            prefix=prefix,
+            attn_backend=backend,
         )
+        self.attn.impl.head_output = self._head_output
+        return True
+
+    def _head_output(self) -> HeadOutput:
+        assert self.constant is not None
+        assert self.eps is not None
+        vectors = [getattr(self, name).detach() for name in LAMBDAS]
+        weight = None if self.subln is None else self.subln.weight.detach()
+        return HeadOutput(lambda_of(vectors, self.constant, torch.float32), self.eps, weight, 1 - self.constant)
 
     def forward(self, x_TE: torch.Tensor, positions_T: torch.Tensor) -> torch.Tensor:
         q_TC, k_TC, v_TC = self.project(x_TE)
         q_TC, k_TC = self.rotary_emb(positions_T, q_TC, k_TC)
+        if self.in_one_pass:
+            q_THPD, k_TGMD = self.layout.queries(q_TC), self.layout.keys(k_TC)
+            out_TC = self.attn(q_THPD.flatten(1), k_TGMD.flatten(1), self.layout.values(v_TC).flatten(1))
+            return self.o_proj(out_TC)[0]
         q_THW, k_TGW = self.layout.widen(self.layout.queries(q_TC), self.layout.keys(k_TC))
         out_TC = self.attn(q_THW.flatten(1), k_TGW.flatten(1), self.layout.values(v_TC).flatten(1))
         return self.o_proj(self._difference(out_TC, x_TE))[0]
