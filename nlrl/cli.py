@@ -194,7 +194,7 @@ def pretrain(
     pause_seconds: Annotated[float | None, typer.Option(min=1, help="Pause then; the same command goes on.")] = None,
     workers: Annotated[int, typer.Option(help="Processes that write the corpus.")] = max(1, (os.cpu_count() or 2) - 2),
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens a batch, padding included.")] = 65536,
-    compiled: Annotated[bool, typer.Option("--compile", help="Run the models through torch.compile.")] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile the layers with torch.compile first.")] = False,
 ) -> None:
     """Make a model in the box again: corpus, tokenizer, training from scratch, grading."""
     try:

@@ -74,7 +74,7 @@ class PretrainConfig:
     pause_seconds: float | None = None
     """Stop after so many seconds of this sitting, with a snapshot and without hurrying the schedule."""
     compiled: bool = False
-    """Run the models through torch.compile; with lengths of any size it took over a minute a model (`runs/LOG.md`)."""
+    """Compile the models' layers, each kind of layer once for lengths of any size."""
 
     @property
     def entries(self) -> int:
@@ -88,7 +88,6 @@ class Learner:
 
     backbone: str
     model: PreTrainedModel
-    forward: Any
     optimizer: torch.optim.Optimizer
     losses: list[torch.Tensor] = field(default_factory=list)
 
@@ -166,6 +165,8 @@ def _finished(
     held_out: Sequence[Example],
 ) -> dict[str, Any]:
     """Round, grade and write a model; its card."""
+    for module in learner.model.modules():  # what was compiled for training knows no cache
+        module._compiled_call_impl = None
     model = _to(_to(learner.model, torch.bfloat16), torch.float32)
     device = next(model.parameters()).device.type
     card = {
@@ -221,7 +222,22 @@ def _learner(backbone: str, config: PretrainConfig, tokenizer: PreTrainedTokeniz
     count = sum(p.numel() for p in model.parameters())
     print(f"{backbone}: {count:,} parameters, vocabulary {len(tokenizer)}, {device}", flush=True)
     optimizer = torch.optim.AdamW(_groups(model, config.weight_decay), betas=(0.9, 0.95), fused=device == "cuda")
-    return Learner(backbone, model.train(), torch.compile(model, dynamic=True) if config.compiled else model, optimizer)
+    if config.compiled:
+        compile_layers(model)
+    return Learner(backbone, model.train(), optimizer)
+
+
+def compile_layers(model: PreTrainedModel) -> None:
+    """Have torch compile each layer on its own, in place, for training: layers that do the same share the code.
+
+    The whole model in one piece, with lengths of any size, took over a minute (`runs/LOG.md`).
+    """
+    from torch._dynamo import config
+
+    config.recompile_limit = 64  # Hymba has layers with and without a window, and with keys of their own or another's
+    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    for layer in max(lists, key=len):
+        layer.compile(dynamic=True)
 
 
 def new_model(backbone: str, vocab_size: int, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
@@ -297,7 +313,7 @@ def train(
 def _step(learner: Learner, batch: dict[str, torch.Tensor], lr: float, clip: float) -> torch.Tensor:
     device = batch["input_ids"].device.type
     with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
-        logits_BTV = learner.forward(input_ids=batch["input_ids"], use_cache=False).logits
+        logits_BTV = learner.model(input_ids=batch["input_ids"], use_cache=False).logits
     loss = weighted_loss(logits_BTV, batch["input_ids"], batch["weights"])
     loss.backward()
     torch.nn.utils.clip_grad_norm_(learner.model.parameters(), clip)

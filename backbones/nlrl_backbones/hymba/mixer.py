@@ -18,6 +18,9 @@ from nlrl_kernels import selective_scan
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
 
+# torch.compile steps over it: the reference's loop would be unrolled token by token.
+_opaque_scan = torch.compiler.disable(selective_scan)
+
 
 class RMSNorm(nn.RMSNorm):
     """``weight * x / sqrt(mean(x^2) + eps)`` over the last axis."""
@@ -98,7 +101,7 @@ class HymbaMixer(nn.Module):
             delta_BTC = delta_BTC * rows.real_BT[..., None]
         A_CN = -torch.exp(self.A_log[0].to(torch.promote_types(x_BTC.dtype, torch.float32)))
         start = None if cache is None else cache.scan_BCN
-        y_BTC, final_BCN = selective_scan(
+        y_BTC, final_BCN = _opaque_scan(
             u_BTC, delta_BTC, A_CN, self.B_layernorm(B), self.C_layernorm(C), self.D[0], gate_BTC, start
         )
         if cache is not None:
