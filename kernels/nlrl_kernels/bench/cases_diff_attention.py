@@ -4,13 +4,14 @@
 # pyright: reportCallIssue=false
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 import nlrl_kernels
 from nlrl_kernels.bench.alternatives import dense_attention, packed_attention, vllm_flash_attention
-from nlrl_kernels.bench.case import Case, Check, Plan, Run, Size, nbytes
+from nlrl_kernels.bench.case import Case, Check, Plan, Run, Size, UnavailableError, nbytes
 from nlrl_kernels.diff_attention.reference import diff_attention
 from nlrl_kernels.diff_attention.tolerance import BACKWARD, FORWARD
 
@@ -19,16 +20,22 @@ _LAMBDA, _FACTOR, _EPS = 0.6, 0.4, 1e-5
 
 
 def plans(size: Size) -> Iterator[Plan]:
-    """Prefill of one long row, a training step, and decode."""
-    for length in size.pick([8192, 1024, 32768, 65536], [21]):
-        for version in (1, 2):
+    """Prefill of one long row, the rest of one in pages, a training step, and decode."""
+    for length in size.pick([8192, 1024, 32768, 65536, 2048, 4096, 16384], [21]):
+        for version in (1, 2) if length in (8192, 65536, 21) else (1,):
             label = f"V{version}, 1 x {length}"
             yield Plan("diff_attention_varlen", label, lambda v=version, n=length: _prefill(size, v, n))
     for length in size.pick([4096, 16384], [9]):
         label = f"V1, 1 x {length}, forward and backward"
         yield Plan("diff_attention_varlen_backward", label, lambda n=length: _training(size, n))
-    for rows, context in [(3, 40)] if size.tiny else [(64, 8192), (1, 8192), (1, 65536), (256, 1024)]:
-        for version in (1, 2):
+    for new, context in [(21, 37)] if size.tiny else [(2048, 8192), (8192, 65536)]:
+        label = f"V1, last {new} of {context} in pages"
+        yield Plan("diff_attention_paged", label, lambda n=new, c=context: _decode(size, 1, 1, c, n))
+        if size.quick:
+            break
+    contexts = [(64, 8192), (1, 8192), (1, 65536), (256, 1024), (8, 8192), (32, 8192), (128, 2048), (256, 4096)]
+    for rows, context in [(3, 40)] if size.tiny else contexts:
+        for version in (1, 2) if context in (8192, 40) else (1,):
             label = f"V{version}, decode of {rows} x {context}"
             yield Plan("diff_attention_paged", label, lambda v=version, r=rows, c=context: _decode(size, v, r, c))
         if size.quick:
@@ -68,8 +75,13 @@ def _exact(inputs: list[torch.Tensor], settings: dict[str, Any], part: slice) ->
     q1, q2, k1, k2, v, lam = (x.double() for x in inputs)
     keys = slice(0, part.stop)
     lam = lam if lam.ndim == 0 else lam[None, part]
-    wide = settings | ({"weight_W": settings["weight_W"].double()} if "weight_W" in settings else {})
-    return diff_attention(q1[None, part], q2[None, part], k1[None, keys], k2[None, keys], v[None, keys], lam, **wide)[0]
+    parts = (q1[None, part], q2[None, part], k1[None, keys], k2[None, keys], v[None, keys])
+    return diff_attention(*parts, lam, **_wide(settings))[0]
+
+
+def _wide(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings with the norm's weight in float64."""
+    return settings | ({"weight_W": settings["weight_W"].double()} if "weight_W" in settings else {})
 
 
 def _finish(first: torch.Tensor, second: torch.Tensor, lam: torch.Tensor, settings: dict[str, Any]) -> torch.Tensor:
@@ -195,7 +207,8 @@ def _training(size: Size, tokens: int) -> Case:
     return Case(run, check, 3 * nbytes(*inputs) + 2 * nbytes(dy), flops, {"sdpa, composed": composed})
 
 
-def _decode(size: Size, version: int, rows: int, context: int) -> Case:
+def _decode(size: Size, version: int, rows: int, context: int, new: int = 1) -> Case:
+    """The last ``new`` tokens of each row over the pages of its context; one is a decode."""
     heads, cached, width, width_v = _shape(size, version)
     maps = 2 if version == 1 else 1
     blocks = -(-context // _PAGE)
@@ -205,15 +218,16 @@ def _decode(size: Size, version: int, rows: int, context: int) -> Case:
     k2_pages = keys[..., width:] if version == 1 else k1_pages
     table = torch.randperm(rows * blocks, device=size.device).add(1).to(torch.int32).view(rows, blocks)
     lengths = torch.full((rows,), context, dtype=torch.int32, device=size.device)
-    starts = torch.arange(rows + 1, dtype=torch.int32, device=size.device)
-    inputs, settings = _packed(size, version, rows)
+    starts = torch.arange(rows + 1, dtype=torch.int32, device=size.device) * new
+    inputs, settings = _packed(size, version, rows * new)
     q1, q2, lam = inputs[0], inputs[1], inputs[5]
-    out = torch.empty(rows, heads, width_v, dtype=size.dtype, device=size.device)
+    out = torch.empty(rows * new, heads, width_v, dtype=size.dtype, device=size.device)
+    cache = _Cache(k1_pages, k2_pages, v_pages, table, lengths, starts)
 
     def run() -> torch.Tensor:
         return nlrl_kernels.diff_attention_paged(
             q1, q2, k1_pages, k2_pages, v_pages, table, lengths, starts, lam,
-            out_THW=out, max_query_len=1, **settings,
+            out_THW=out, max_query_len=new, **settings,
         )  # fmt: skip
 
     def check() -> Iterator[Check]:
@@ -221,46 +235,92 @@ def _decode(size: Size, version: int, rows: int, context: int) -> Case:
         found = run()
         for row in {0, rows - 1}:
             gathered = [x[table[row].long()].flatten(0, 1)[:context] for x in (k1_pages, k2_pages, v_pages)]
-            one = slice(row, row + 1)
-            lam_1 = lam if lam.ndim == 0 else lam[one]
+            last = slice(row * new + max(0, new - 64), (row + 1) * new)
+            lam_last = lam if lam.ndim == 0 else lam[None, last]
             exact = diff_attention(
-                *(x.double()[None] for x in (q1[one], q2[one], *gathered)),
-                lam_1 if lam.ndim == 0 else lam_1[None],
-                **settings,
+                *(x.double()[None] for x in (q1[last], q2[last], *gathered)), lam_last, **_wide(settings)
             )
-            yield f"row {row}", found[one], exact[0], FORWARD[size.dtype]
-
-    def flash() -> Run:
-        function, fa_version = vllm_flash_attention()
-        finish = torch.compile(_finish, dynamic=False)
-        q = _padded(q1, q2) if version == 1 else torch.stack([q1, q2], dim=2).flatten(1, 2)
-
-        def attend() -> torch.Tensor:
-            both = function(
-                q, keys, v_pages, 1, starts, context, seqused_k=lengths, block_table=table,
-                softmax_scale=settings["scale"], causal=True, fa_version=fa_version,
-            )  # fmt: skip
-            first, second = both.unflatten(1, (-1, 2)).unbind(2)
-            return finish(first, second, lam, settings)
-
-        return attend
-
-    def two_passes() -> Run:
-        finish = torch.compile(_finish, dynamic=False)
-        outs = [torch.empty_like(out) for _ in range(2)]
-        meta_k, meta_v = (torch.empty(cached, 0, w, dtype=size.dtype, device=size.device) for w in (width, width_v))
-
-        def attend() -> torch.Tensor:
-            for q, k_pages, to in ((q1, k1_pages, outs[0]), (q2, k2_pages, outs[1])):
-                nlrl_kernels.pinned_window_attention(
-                    q, k_pages, v_pages, table, lengths, starts, meta_k_HMD=meta_k, meta_v_HMD=meta_v, window=None,
-                    scale=settings["scale"], out_THD=to, max_query_len=1,
-                )  # fmt: skip
-            return finish(*outs, lam, settings)
-
-        return attend
+            yield f"row {row}", found[last], exact[0], FORWARD[size.dtype]
 
     moved = rows * context * cached * (maps * width + width_v) * pages.element_size() + nbytes(q1, q2, out)
-    flops = _flops(heads, width, width_v, rows * context)
-    alternatives = {"FlashAttention (vLLM), one call": flash, "two passes of our paged attention": two_passes}
-    return Case(run, check, moved, flops, alternatives)
+    visible = sum(range(context - new + 1, context + 1)) if new > 1 else context
+    alternatives = {
+        "FlashAttention (vLLM), one call": lambda: _one_flash_call(inputs, settings, keys, cache, new, version),
+        "FlashAttention (vLLM), composed": lambda: _composed_pages(inputs, settings, cache, new, version),
+        "two passes of our paged attention": lambda: _two_passes(inputs, settings, cache, new),
+    }
+    return Case(run, check, moved, _flops(heads, width, width_v, rows * visible), alternatives)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cache:
+    """Pages of keys of both maps and of values, and where the rows are in them."""
+
+    k1_pages: torch.Tensor
+    k2_pages: torch.Tensor
+    v_pages: torch.Tensor
+    table: torch.Tensor
+    lengths: torch.Tensor
+    starts: torch.Tensor
+
+    def flash(self, settings: dict[str, Any], new: int) -> Callable[..., torch.Tensor]:
+        """Attention of queries over some pages of keys and values, by vLLM's FlashAttention."""
+        function, fa_version = vllm_flash_attention()
+        longest = self.table.shape[1] * _PAGE
+
+        def attend(q: torch.Tensor, k_pages: torch.Tensor, v_pages: torch.Tensor) -> torch.Tensor:
+            return function(
+                q, k_pages, v_pages, new, self.starts, longest, seqused_k=self.lengths, block_table=self.table,
+                softmax_scale=settings["scale"], causal=True, fa_version=fa_version,
+            )  # fmt: skip
+
+        return attend
+
+
+def _one_flash_call(
+    inputs: list[torch.Tensor], settings: dict[str, Any], keys: torch.Tensor, cache: _Cache, new: int, version: int
+) -> Run:
+    """Both maps as heads of one call: padded in V1, and as it is in V2. What models do without our kernel."""
+    attend, finish = cache.flash(settings, new), torch.compile(_finish, dynamic=False)
+    q1, q2, lam = inputs[0], inputs[1], inputs[5]
+    q = _padded(q1, q2) if version == 1 else torch.stack([q1, q2], dim=2).flatten(1, 2)
+
+    def run() -> torch.Tensor:
+        first, second = attend(q, keys, cache.v_pages).unflatten(1, (-1, 2)).unbind(2)
+        return finish(first, second, lam, settings)
+
+    return run
+
+
+def _composed_pages(inputs: list[torch.Tensor], settings: dict[str, Any], cache: _Cache, new: int, version: int) -> Run:
+    """Microsoft's composition of V1: a call for each map and half of the values."""
+    if version == 2:
+        raise UnavailableError("V2's composition is the one call")
+    attend, finish = cache.flash(settings, new), torch.compile(_finish, dynamic=False)
+    maps = ((inputs[0], cache.k1_pages), (inputs[1], cache.k2_pages))
+    halves, lam = cache.v_pages.chunk(2, dim=-1), inputs[5]
+
+    def run() -> torch.Tensor:
+        first, second = (torch.cat([attend(q, k, half) for half in halves], dim=-1) for q, k in maps)
+        return finish(first, second, lam, settings)
+
+    return run
+
+
+def _two_passes(inputs: list[torch.Tensor], settings: dict[str, Any], cache: _Cache, new: int) -> Run:
+    """A pass over the cache for each map, by our kernel for other models: what is left when nothing else is there."""
+    finish = torch.compile(_finish, dynamic=False)
+    q1, q2, lam, v_pages = inputs[0], inputs[1], inputs[5], cache.v_pages
+    (cached, width_v), width = v_pages.shape[2:], q1.shape[-1]
+    outs = [torch.empty(*q1.shape[:2], width_v, dtype=q1.dtype, device=q1.device) for _ in range(2)]
+    meta_k, meta_v = (torch.empty(cached, 0, w, dtype=q1.dtype, device=q1.device) for w in (width, width_v))
+
+    def run() -> torch.Tensor:
+        for q, k_pages, to in ((q1, cache.k1_pages, outs[0]), (q2, cache.k2_pages, outs[1])):
+            nlrl_kernels.pinned_window_attention(
+                q, k_pages, v_pages, cache.table, cache.lengths, cache.starts, meta_k_HMD=meta_k, meta_v_HMD=meta_v,
+                window=None, scale=settings["scale"], out_THD=to, max_query_len=new,
+            )  # fmt: skip
+        return finish(*outs, lam, settings)
+
+    return run
