@@ -1,4 +1,4 @@
-"""Hymba-1.5B: 25 query heads over 5, widths 64 and 128, 128 pinned keys, a window of 1,024; 3,200 scan channels."""
+"""Hymba-1.5B's scan: 3,200 channels of 16 states. Its attention is in ``cases_window_attention``."""
 
 # Inputs are kept in lists and unpacked into operators:
 # pyright: reportCallIssue=false
@@ -9,23 +9,15 @@ import torch
 import torch.nn.functional as F
 
 import nlrl_kernels
-from nlrl_kernels.bench.alternatives import vllm_flash_attention
 from nlrl_kernels.bench.case import Case, Check, Plan, Run, Size, nbytes
 from nlrl_kernels.mamba_scan import reference as scan_reference
 from nlrl_kernels.mamba_scan import tolerance as scan_tolerance
-from nlrl_kernels.window_attention import reference as attention_reference
-from nlrl_kernels.window_attention import tolerance as attention_tolerance
 
-_PAGE, _STATES = 16, 16
+_STATES = 16
 
 
 def plans(size: Size) -> Iterator[Plan]:
-    """Attention in prefill and decode, scans in training, prefill and decode."""
-    prefills = [(1, length, length) for length in size.pick([8192, 2048, 32768], [20])]
-    decodes = [(3, 1, 30)] if size.tiny else [(64, 1, 8192), (64, 1, 1024), (1, 1, 8192), (256, 1, 2048)]
-    for rows, count, context in prefills + (decodes[:1] if size.quick else decodes):
-        label = f"{rows} x {count} of {context}, window 1024"
-        yield Plan("pinned_window_attention", label, lambda r=rows, n=count, c=context: _attention(size, r, n, c))
+    """Training, prefill and decode."""
     for batch, time in [(2, 5)] if size.tiny else [(1, 2048), (16, 2048), (1, 32768)]:
         yield Plan("selective_scan_varlen", f"{batch} x {time}", lambda b=batch, t=time: _prefill(size, b, t))
         if size.quick:
@@ -36,67 +28,6 @@ def plans(size: Size) -> Iterator[Plan]:
         yield Plan(
             "selective_scan", f"{batch} x {time}, forward and backward", lambda b=batch, t=time: _scan(size, b, t)
         )
-
-
-def _attention(size: Size, rows: int, count: int, context: int) -> Case:
-    kv_heads, group, width_k, width_v, metas = (1, 2, 16, 32, 5) if size.tiny else (5, 5, 64, 128, 128)
-    window, blocks = 7 if size.tiny else 1024, -(-context // _PAGE)
-    pages = size.normal(rows * blocks + 1, _PAGE, kv_heads, width_k + width_v)
-    k_pages, v_pages = pages[..., :width_k], pages[..., width_k:]
-    table = torch.randperm(rows * blocks, device=size.device).add(1).to(torch.int32).view(rows, blocks)
-    q = size.normal(rows * count, kv_heads * group, width_k)
-    meta_k, meta_v = size.normal(kv_heads, metas, width_k), size.normal(kv_heads, metas, width_v)
-    lengths = torch.full((rows,), context, dtype=torch.int32, device=size.device)
-    starts = torch.arange(rows + 1, dtype=torch.int32, device=size.device) * count
-    out = torch.empty(rows * count, kv_heads * group, width_v, dtype=size.dtype, device=size.device)
-    settings = {"meta_k_HMD": meta_k, "meta_v_HMD": meta_v, "window": window, "scale": width_k**-0.5}
-
-    def run() -> torch.Tensor:
-        return nlrl_kernels.pinned_window_attention(
-            q, k_pages, v_pages, table, lengths, starts, out_THD=out, max_query_len=count, **settings
-        )
-
-    def check() -> Iterator[Check]:
-        out.fill_(float("nan"))
-        found, some = run(), min(count, 64)
-        last = torch.tensor([0, some], device=size.device)
-        expected = torch.empty(some, *out.shape[1:], device=size.device)
-        attention_reference.pinned_window_attention(
-            q[-some:].float(), k_pages, v_pages, table[-1:], lengths[-1:], last,
-            out_THD=expected, max_query_len=some, **settings,
-        )  # fmt: skip
-        yield "last queries", found[-some:], expected, attention_tolerance.FORWARD[size.dtype]
-
-    def full_cache() -> Run:
-        function, version = vllm_flash_attention()
-        cache = size.normal(rows * blocks + 1, _PAGE, kv_heads, 2 * width_v)
-        wide_q = F.pad(q, (0, width_v - width_k))
-        return lambda: function(
-            wide_q, cache[..., :width_v], cache[..., width_v:], count, starts, context, seqused_k=lengths,
-            block_table=table, softmax_scale=width_k**-0.5, causal=True, fa_version=version,
-        )  # fmt: skip
-
-    def flex() -> Run:
-        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-        def seen(b: object, h: object, q_at: torch.Tensor, k_at: torch.Tensor) -> torch.Tensor:
-            j = k_at - metas
-            return (k_at < metas) | ((j <= q_at) & (q_at - j <= window))
-
-        mask = create_block_mask(seen, None, None, context, metas + context, device=size.device)
-        k, v = (size.normal(1, kv_heads, metas + context, w) for w in (width_k, width_v))
-        compiled = torch.compile(flex_attention, dynamic=False)
-        queries = q.transpose(0, 1)[None]
-        return lambda: compiled(queries, k, v, block_mask=mask, scale=width_k**-0.5, enable_gqa=True)
-
-    seen_keys = metas + min(context, window + 1)
-    pairs = rows * count * seen_keys
-    keys_read = rows * (min(context, window + count) + metas)
-    moved = keys_read * kv_heads * (width_k + width_v) * pages.element_size() + nbytes(q, out)
-    alternatives = {"FlashAttention (vLLM), full cache": full_cache}
-    if rows == 1 and count == context:
-        alternatives["FlexAttention, compiled"] = flex
-    return Case(run, check, moved, pairs * kv_heads * group * 2 * (width_k + width_v), alternatives)
 
 
 def _scan_inputs(size: Size, *leading: int) -> dict[str, torch.Tensor]:

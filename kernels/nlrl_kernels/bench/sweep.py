@@ -1,8 +1,9 @@
-"""Try tile sizes of differential attention on a GPU: `python -m nlrl_kernels.bench.sweep [--only prefill ...]`.
+"""Try tile sizes of attention on a GPU: `python -m nlrl_kernels.bench.sweep [--only prefill window_decode ...]`.
 
 Each candidate is compiled first, several at a time, for wide tiles keep the assembler busy for a minute. Then each is
 checked against the reference and timed on one shape of the 3B model. The fastest that is right belongs into
-``diff_attention.triton_impl``; nothing is tuned while the operators run.
+``diff_attention.triton_impl``, or, of those named window, ``window_attention.triton_impl``; nothing is tuned while the
+operators run.
 """
 
 import argparse
@@ -15,13 +16,14 @@ from itertools import product
 from multiprocessing import get_context
 
 from nlrl_kernels.bench import cases_diff_attention as cases
+from nlrl_kernels.bench import tiles_window_attention as window
 from nlrl_kernels.bench.case import Plan, Size
 from nlrl_kernels.bench.runner import run_one
 from nlrl_kernels.bench.timing import Ceilings
 from nlrl_kernels.diff_attention import triton_impl
 from nlrl_kernels.diff_attention.triton_impl import Tile, Way
 
-Candidate = tuple[str, int, tuple[Tile, ...]]
+Candidate = tuple[str, int, tuple[Tile | window.Tile, ...]]
 """What is tuned, the version (1: values of 256, 2: shared keys, values of 128), and the tiles."""
 
 
@@ -48,12 +50,16 @@ def candidates(only: list[str]) -> list[Candidate]:
     for queries, keys, warps in product([32, 64], [32, 64], [4, 8]):
         found.append(("backward", 1, (Tile(queries, keys, warps, 2), today[1])))
         found.append(("backward", 1, (today[0], Tile(queries // 2, 2 * keys, warps, 2))))
-    return [candidate for candidate in dict.fromkeys(found) if candidate[0] in only]
+    return [candidate for candidate in dict.fromkeys([*found, *window.candidates()]) if candidate[0] in only]
 
 
 @contextmanager
-def installed(what: str, tiles: tuple[Tile, ...]) -> Iterator[None]:
+def installed(what: str, tiles: tuple[Tile | window.Tile, ...]) -> Iterator[None]:
     """Launch with these tiles."""
+    if what in window.NAMES:
+        with window.installed(what, tiles):
+            yield
+        return
     name = {"prefill": "prefill_tile", "decode": "decode_tile", "backward": "backward_tiles"}[what]
     before = getattr(triton_impl, name)
     setattr(triton_impl, name, lambda *_: tiles if what == "backward" else tiles[0])
@@ -65,6 +71,8 @@ def installed(what: str, tiles: tuple[Tile, ...]) -> Iterator[None]:
 
 def plan_for(what: str, version: int, *, short: bool, size: Size) -> Plan:
     """The shape on which tiles are compared, or a short one that compiles the same code."""
+    if what in window.NAMES:
+        return window.plan_for(what, version, short=short, size=size)
     if what == "prefill":
         length = 24 if size.tiny else 512 if short else 8192
         return Plan("prefill", f"V{version}, 1 x {length}", lambda: cases._prefill(size, version, length))
@@ -106,7 +114,7 @@ def time_one(candidate: Candidate, size: Size, ceilings: Ceilings | None) -> tup
 def main(arguments: list[str] | None = None) -> int:
     """Compile, check and time; the best of each last. 2 without a GPU."""
     parser = argparse.ArgumentParser(prog="nlrl_kernels.bench.sweep", description=__doc__)
-    every = ["prefill", "decode", "backward"]
+    every = ["prefill", "decode", "backward", *window.NAMES]
     parser.add_argument("--only", nargs="+", choices=every, default=every)
     parser.add_argument("--processes", type=int, default=max(1, (os.cpu_count() or 2) - 2), metavar="N")
     options = parser.parse_args(arguments)

@@ -53,8 +53,8 @@ def load_rows(at, WIDTH: tl.constexpr, PADDED: tl.constexpr):
 def place_tile(t, begin, pin_first, pin_count, front, skip, BLOCK_N: tl.constexpr, HAS_PINNED: tl.constexpr):
     """Whether tile t of a walk is of pinned keys, and its first key: those first, then others.
 
-    After ``front`` of the others, ``skip`` are left out. Keys of the window are counted from the row's first, pinned ones
-    from the first pinned.
+    After ``front`` of the others, ``skip`` are left out. Keys of the window are counted from the row's first, pinned
+    ones from the first pinned.
     """
     other = t - pin_count
     start = begin + (other + tl.where(other < front, 0, skip)) * BLOCK_N

@@ -17,9 +17,6 @@ from nlrl_kernels.window_attention import backward as kernels_backward
 from nlrl_kernels.window_attention import kernels, reference
 
 _LOG2_E = math.log2(math.e)
-_PROGRAMS = 528
-"""Programs to split a decode over: four a multiprocessor of an H100."""
-
 _MAX_SPLITS = 64
 _QUERIES_A_SPAN = 1024
 """In the backward pass the queries of a pinned key are shared out over programs by so many: about a window's."""
@@ -34,12 +31,15 @@ class Tile:
         keys: keys of a tile.
         warps: of a program.
         stages: tiles that are on their way at a time.
+        programs: of a decode; the keys of its rows are shared out until there are so many, and 528 are four a
+            multiprocessor of an H100.
     """
 
     queries: int
     keys: int
     warps: int
     stages: int
+    programs: int = 528
 
 
 def prefill_tile(width_v: int, dtype: torch.dtype, page: int = 0) -> Tile:
@@ -104,7 +104,7 @@ def pinned_window_attention(
     if decode:
         tile = decode_tile(width_v, q_THD.dtype, page)
         longest = block_table.shape[1] * page
-        splits = decode_splits(rows * kv_heads, pinned, longest, window, max_query_len, tile.keys)
+        splits = decode_splits(rows * kv_heads, pinned, longest, window, max_query_len, tile)
     partial = torch.empty((splits, tokens, heads, width_v) if splits > 1 else 0, device=out_THD.device)
     stats = torch.empty((splits, 2, tokens, heads) if splits > 1 else 0, device=out_THD.device)
     starts, lengths = starts_R1.contiguous(), lengths_R.contiguous()
@@ -125,20 +125,20 @@ def pinned_window_attention(
     return out_THD
 
 
-def decode_splits(programs: int, pinned: int, longest: int, window: int | None, queries: int, keys: int) -> int:
+def decode_splits(heads: int, pinned: int, longest: int, window: int | None, queries: int, tile: Tile) -> int:
     """Over how many programs the keys of a row and head are shared out, from shapes alone: a graph can be captured.
 
     Args:
-        programs: rows times key heads.
+        heads: rows times key heads.
         pinned: pinned keys.
         longest: tokens that a row can have.
         window: past it the length of a row changes nothing, the number of splits either.
         queries: of a row at most.
-        keys: of a tile.
+        tile: how the launch is cut.
     """
     seen = longest if window is None else min(longest, window + queries)
-    tiles = -(-pinned // keys) - (-seen // keys) + (seen < longest)
-    return max(1, min(-(-_PROGRAMS // programs), tiles, _MAX_SPLITS))
+    tiles = -(-pinned // tile.keys) - (-seen // tile.keys) + (seen < longest)
+    return max(1, min(-(-tile.programs // heads), tiles, _MAX_SPLITS))
 
 
 def pinned_window_attention_varlen(
