@@ -107,6 +107,7 @@ def build_engine(table: EngineConfig, config: RunConfig, task: Task, learned: Ta
             table.outage_seconds,
             table.requests_per_minute,
             table.tokens_per_minute,
+            table.api_key_env,
         )
         return make(table.base_url, model=table.model, settings=settings)
     if table.kind not in ("vllm", "torch"):

@@ -11,13 +11,15 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from nlrl.errors import ConfigError, StoreError
 from nlrl.store import RunReader, RunStore
 
 FOLDER = "checkpoints"
+STATE = "training"
+"""Subfolder of a checkpoint that only the training after it reads; its tensors may be pruned (`prune_states`)."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 
 
@@ -65,6 +67,23 @@ def write_checkpoint(run: Path, name: str, write: Callable[[Path], None]) -> dic
     return files
 
 
+def prune_states(run: Path, names: Sequence[str]) -> None:
+    """Delete what trainings would go on from in the named checkpoints; the weights stay.
+
+    For checkpoints that a later, complete one goes on from: then nothing reads it again. What a crash leaves of it is
+    deleted the next time.
+
+    Raises:
+        StoreError: it cannot be deleted.
+    """
+    for name in names:
+        for path in sorted((run / FOLDER / name / STATE).glob("*.safetensors")):
+            try:
+                path.unlink()
+            except OSError as error:
+                raise StoreError(f"The training state '{path}' cannot be deleted: {error.strerror}.") from error
+
+
 def complete_checkpoint(store: RunStore, name: str) -> Path | None:
     """The folder of a complete checkpoint; None when the run has none of that name.
 
@@ -89,6 +108,9 @@ def _checked(run: Path, name: str, files: Mapping[str, str]) -> Path:
     place = run / FOLDER / name
     for file, wanted in files.items():
         path = place / file
+        may_be_pruned = file.startswith(f"{STATE}/") and file.endswith(".safetensors")
+        if may_be_pruned and not path.is_symlink() and not path.exists():
+            continue  # whoever needs it will say that it is gone
         if not path.is_file() or path.is_symlink() or _sha256(path) != wanted:
             raise StoreError(f"The checkpoint '{name}' is not what was written: '{file}' is gone or changed.")
     return place

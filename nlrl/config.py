@@ -113,9 +113,10 @@ def with_overrides(tree: Mapping[str, Any], overrides: Mapping[str, Any]) -> Run
         first = error.errors()[0]
         names = {part for key in keys() for part in key.split(".")}
         key = ".".join(str(part) for part in first["loc"] if part in names)
-        raise ConfigError(
-            f"{key} = {first['input']!r} cannot be used: {first['msg'].removeprefix('Value error, ')}."
-        ) from error
+        # Somebody may have written a key where its variable's name belongs.
+        given = "" if key.endswith("api_key_env") else f" = {first['input']!r}"
+        said = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{key}{given} cannot be used: {said}.") from (None if not given else error)
 
 
 def parse_override(text: str) -> tuple[str, Any]:

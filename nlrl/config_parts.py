@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from nlrl.redact import secrets
+
 OptionValue = bool | int | float | str
 
 
@@ -89,6 +91,9 @@ class EngineConfig(Part):
     """Where the server is; several, separated by commas, share the work and stand in for each other; engine http."""
     model: str | None = None
     """The server's name for the model; its first one when absent."""
+    api_key_env: str | None = None
+    """The environment variable that holds the server's key, for example TEACHER_API_KEY; NLRL_API_KEY or OPENAI_API_KEY
+    when absent; engine http."""
     prompts: str = "auto"
     """A prompt set; "auto" takes the one that suits the model."""
     attempts: int = Field(default=3, ge=1, le=20)
@@ -113,6 +118,14 @@ class EngineConfig(Part):
     """What the server permits; engine http."""
     tokens_per_minute: int | None = Field(default=None, ge=1)
     """What the server permits, read and written together; engine http."""
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _name_of_a_secret(cls, name: str | None) -> str | None:
+        """What is called a key is kept out of everything written (`nlrl.redact`), so it must be called one."""
+        if name is not None and (not re.fullmatch(r"[A-Z][A-Z0-9_]{0,63}", name) or not secrets({name: ""})):
+            raise ValueError("write the name of an environment variable that ends in _API_KEY, never the key itself")
+        return name
 
     @model_validator(mode="before")
     @classmethod
@@ -192,6 +205,9 @@ class DistilConfig(Part):
     """Largest norm of a step's gradient; 0 for no limit."""
     carry: bool = True
     """Whether the optimizer's moments go on from iteration to iteration."""
+    keep_states: int | None = Field(default=1, ge=1)
+    """Of how many of a student's latest checkpoints what a training goes on from is kept, 12 bytes a parameter; absent,
+    of all. Weights are kept of all."""
     lora_rank: int = Field(default=0, ge=0, le=1024)
     """0 trains every weight; else adapters of this rank (peft), merged into what the engine gets."""
     lora_alpha: int = Field(default=32, ge=1)

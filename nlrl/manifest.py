@@ -14,9 +14,9 @@ from nlrl.engine.base import EngineInfo
 from nlrl.errors import ResumeError
 from nlrl_prompts import PromptSet
 
-FREE = ("budget", "engine.base_url", "engine.at_once", "engine.requests_per_minute", "engine.tokens_per_minute",
-        "engine.outage_seconds", "engine.timeout_seconds", "engine.http_attempts", "distil.device", "distil.threads",
-        "distil.tokens_per_pass")  # fmt: skip
+FREE = ("budget", "engine.base_url", "engine.api_key_env", "engine.at_once", "engine.requests_per_minute",
+        "engine.tokens_per_minute", "engine.outage_seconds", "engine.timeout_seconds", "engine.http_attempts",
+        "distil.device", "distil.threads", "distil.tokens_per_pass", "distil.keep_states")  # fmt: skip
 """Keys of a config that say how fast and how long to ask, not what: they may change when a run is resumed."""
 
 CODE = ("types.py", "parse.py", "ask.py", "policy.py", "play.py", "agents.py", "stages.py", "iterate.py", "knobs.py",

@@ -28,6 +28,8 @@ class TrainingKnobs:
     """Largest norm of a step's gradient; 0 for no limit."""
     carry: bool = True
     """Whether the optimizer's moments go on from iteration to iteration; they take twice the float32 weights."""
+    keep_states: int | None = 1
+    """Of how many of the latest checkpoints what a training goes on from is kept; None of all."""
     lora_rank: int = 0
     """0 trains every weight; else adapters of this rank on every projection, merged into what the engine gets."""
     lora_alpha: int = 32
@@ -48,8 +50,8 @@ class TrainingKnobs:
     """On a CPU; 0 for one a core."""
 
     def __post_init__(self) -> None:
-        low = {"epochs": 1, "batch": 1, "tokens_per_pass": 1, "processes": 1, "lora_rank": 0, "lora_alpha": 1}
-        for name, least in {**low, "threads": 0, "weight_decay": 0, "clip": 0}.items():
+        low = {"epochs": 1, "batch": 1, "keep_states": 1, "tokens_per_pass": 1, "processes": 1, "lora_alpha": 1}
+        for name, least in {**low, "lora_rank": 0, "threads": 0, "weight_decay": 0, "clip": 0}.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"{name} of a training is {least} or more, not {value}.")

@@ -20,17 +20,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nlrl.checkpoints import complete_checkpoint, write_checkpoint
+from nlrl.checkpoints import complete_checkpoint, prune_states, write_checkpoint
 from nlrl.distill.dataset import TokenPair, encode_examples, end_tokens, same_tokenizer
 from nlrl.distill.knobs import Job, Outcome, TrainingKnobs
 from nlrl.engine.base import Engine
-from nlrl.errors import ConfigError, EngineUnavailableError, ResumeError
+from nlrl.errors import ConfigError, EngineUnavailableError, ResumeError, StoreError
 from nlrl.model_files import fingerprint
 from nlrl.store import RunStore
 from nlrl.types import Example, StudentName, Trained
 
 CARD = "training/card.json"
 """What a checkpoint says of its training, in its folder."""
+ONLY_HOW = ("device", "threads", "tokens_per_pass", "keep_states")
+"""Knobs that do not decide which weights come out."""
 
 
 def check_takes_weights(engine: Engine) -> None:
@@ -109,6 +111,7 @@ class DistilledStudent:
         self._context: int = engine.context  # type: ignore[attr-defined]
         self._ends = end_tokens(base, self._tokenizer)
         self._latest = ""
+        self._trained: list[str] = []
         self._lineage = hashlib.sha256(fingerprint(base).encode()).hexdigest()
 
     async def learn(self, examples: Sequence[Example], *, iteration: int, student: StudentName, seed: int) -> Trained:
@@ -141,14 +144,19 @@ class DistilledStudent:
         self._engine.update_weights(place, seed=seed)  # type: ignore[attr-defined]
         self._reloaded()
         self._latest, self._lineage = name, lineage
+        self._trained.append(name)
+        if self._knobs.keep_states is not None:
+            prune_states(self._store.path, self._trained[: -self._knobs.keep_states])
         return Trained(iteration, student, name, len(pairs), card["tokens"], tuple(card["losses"]))
 
     async def _train(self, name: str, pairs: Sequence[TokenPair], seed: int, lineage: str) -> Path:
         """A checkpoint, written by a thread and marked by this one."""
         from nlrl.distill import processes, training
-        from nlrl.distill.weights import STATE
+        from nlrl.distill.weights import PARAMETERS, STATE
 
         state = self._store.path / "checkpoints" / self._latest / STATE if self._latest else None
+        if state is not None and not (state / PARAMETERS).is_file():
+            raise StoreError(f"The training '{name}' cannot go on from '{self._latest}': '{state}' is gone.")
         job = Job(self._base, state, tuple(pairs), self._knobs, seed)
         stop = threading.Event()
         run = training.train if self._knobs.processes == 1 else processes.train
@@ -172,7 +180,7 @@ class DistilledStudent:
 
     def _follow(self, pairs: Sequence[TokenPair], name: str, seed: int) -> str:
         """What decides the weights that come out: the trainings so far, and all of this one."""
-        how = {k: str(v) for k, v in asdict(self._knobs).items() if k not in ("device", "threads", "tokens_per_pass")}
+        how = {k: str(v) for k, v in asdict(self._knobs).items() if k not in ONLY_HOW}
         said = [self._lineage, name, seed, how, [(one.prompt, one.reply) for one in pairs]]
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 

@@ -15,12 +15,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import nlrl_backbones  # noqa: F401  registers the architectures with transformers
+from nlrl.checkpoints import STATE
 from nlrl.distill.knobs import Job, TrainingKnobs
 from nlrl.errors import ConfigError
 
-STATE = "training"
-"""Subfolder of a checkpoint that only trainings read: float32 parameters and the optimizer's moments."""
-_PARAMETERS, _MOMENTS = "parameters.safetensors", "optimizer.safetensors"
+PARAMETERS, _MOMENTS = "parameters.safetensors", "optimizer.safetensors"
 
 
 def load_model(job: Job) -> Any:
@@ -59,7 +58,7 @@ def restore(model: Any, state: Path | None) -> None:
         return
     from safetensors.torch import load_file
 
-    kept, trained = load_file(state / _PARAMETERS), _trained(model)
+    kept, trained = load_file(state / PARAMETERS), _trained(model)
     if kept.keys() != trained.keys():
         raise ConfigError(
             f"The training state in '{state}' is of other parameters; go on with the lora_rank it was begun with."
@@ -101,7 +100,7 @@ def write_model(model: Any, job: Job, out: Path, optimizer: Any, sharded: Mappin
     (out / STATE).mkdir(parents=True, exist_ok=True)
     names = list(_trained(model))
     trained = sharded if sharded is not None else _trained(model)
-    save_file({name: trained[name].detach().float().cpu().contiguous() for name in names}, out / STATE / _PARAMETERS)
+    save_file({name: trained[name].detach().float().cpu().contiguous() for name in names}, out / STATE / PARAMETERS)
     if optimizer is not None and job.knobs.carry:
         moments = {
             f"{name}:{part}": value.detach().cpu().contiguous()

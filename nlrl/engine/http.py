@@ -28,12 +28,12 @@ from nlrl.engine.http_body import Body, Card, completion, is_sent, request_body,
 from nlrl.engine.http_faults import BodyError, LateError, explain, is_retryable, is_unreachable
 from nlrl.engine.http_pace import REAL, Clock, PerMinute
 from nlrl.engine.http_server import (
-    KEY_VARIABLES,
     HttpSettings,
     Server,
     api_key,
     checked_urls,
     choose_model,
+    key_names,
     probe,
 )
 from nlrl.errors import ContextLengthError, EngineError, OutageError
@@ -51,7 +51,8 @@ class HttpEngine:
         settings: how the servers are asked.
         clock: for tests.
 
-    The key comes from the variable NLRL_API_KEY or OPENAI_API_KEY; it is neither kept outside the clients nor recorded.
+    The key comes from the variable that `settings` name, else from NLRL_API_KEY or OPENAI_API_KEY; it is neither kept
+    outside the clients nor recorded.
 
     Raises:
         ConfigError: a URL or the key cannot be used.
@@ -69,7 +70,7 @@ class HttpEngine:
         clock: Clock = REAL,
     ) -> None:
         self._settings = settings = settings or HttpSettings()
-        urls, self._key = checked_urls(base_url), api_key()
+        urls, self._key = checked_urls(base_url), api_key(settings.key_variable)
         self._servers = [Server(url, self._key, settings, clock) for url in urls]
         cards = self._probe_all()
         self._model = choose_model(cards, model, urls[0])
@@ -141,7 +142,7 @@ class HttpEngine:
                 with attempt:
                     return self._completion(request, await self._post(request, body, tried))
         except openai.AuthenticationError:
-            names = " or ".join(KEY_VARIABLES)
+            names = key_names(self._settings.key_variable)
             raise EngineError(f"{self._servers[0].url} refuses the key (401); set {names} to a valid one.") from None
         except (openai.PermissionDeniedError, openai.NotFoundError) as error:
             raise EngineError(f"{self._servers[0].url} refuses model '{self._model}': {self._say(error)}") from None
@@ -252,7 +253,7 @@ class HttpEngine:
         missing: ConnectionError | None = None
         for server in self._servers:
             try:
-                found = probe(server.url, self._key)
+                found = probe(server.url, self._key, self._settings.key_variable)
                 cards = found if cards is None else cards
             except ConnectionError as error:
                 server.is_up, missing = False, error

@@ -37,6 +37,8 @@ class HttpSettings:
     """What the service permits, all servers together."""
     tokens_per_minute: int | None = None
     """The same, read and written."""
+    key_variable: str | None = None
+    """The environment variable that holds the key; one of `KEY_VARIABLES` when None."""
 
 
 class Server:
@@ -117,9 +119,15 @@ def _checked_url(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
 
 
-def api_key() -> str:
-    """The key from the environment; a stand-in when there is none, for local servers ask for none."""
-    for name in KEY_VARIABLES:
+def api_key(variable: str | None = None) -> str:
+    """The key from the environment; a stand-in when there is none, for local servers ask for none.
+
+    Raises:
+        ConfigError: `variable` is named and not set, or what is set can be no key.
+    """
+    if variable is not None and not os.environ.get(variable, "").strip():
+        raise ConfigError(f"The environment variable {variable} that api_key_env names is not set; put the key there.")
+    for name in KEY_VARIABLES if variable is None else (variable,):
         key = os.environ.get(name, "").strip()
         if key:
             # A key with a stray character would end up in clear in the HTTP library's complaint about the header.
@@ -129,7 +137,12 @@ def api_key() -> str:
     return "none"
 
 
-def probe(url: str, key: str) -> list[Card]:
+def key_names(variable: str | None) -> str:
+    """Where the key may come from, in words."""
+    return variable or " or ".join(KEY_VARIABLES)
+
+
+def probe(url: str, key: str, variable: str | None = None) -> list[Card]:
     """The models that a server lists; [] when it answers but keeps no list.
 
     Raises:
@@ -144,7 +157,7 @@ def probe(url: str, key: str) -> list[Card]:
             f"No server answers at {url}; start one with 'nlrl serve' or 'vllm serve', or check --base-url."
         ) from None
     except openai.AuthenticationError:
-        raise EngineError(f"{url} asks for a key; set {' or '.join(KEY_VARIABLES)} to a valid one.") from None
+        raise EngineError(f"{url} asks for a key; set {key_names(variable)} to a valid one.") from None
     except (openai.NotFoundError, openai.PermissionDeniedError):
         return []
     except openai.APIStatusError as error:

@@ -65,7 +65,7 @@ def test_it_answers_what_it_learned_and_after_a_resume_the_same(base, tmp_path):
     run = RunStore.resume(tmp_path, "run")
     student, other = resumed(run, base)
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "policy-2")  # it is neither needed nor looked at yet
-    assert learn(student) == trained
+    assert learn(student) == trained  # though its training state was pruned
     assert answers(other) == said
     assert other.describe().fingerprint == f"{first[:16]} with {other.describe().fingerprint.rpartition(' ')[2]}"
     with pytest.raises(StoreError, match="'policy-2' is not what was written"):
@@ -84,6 +84,9 @@ def test_a_resumed_run_trains_on_as_one_that_never_stopped(base, tmp_path):
     student, other = resumed(RunStore.resume(tmp_path, "stopped"), base, few)
     learn(student)
     assert learn(student, 2) == on
+    for name in runs:
+        states = [path.parts[-3] for path in (tmp_path / name / "checkpoints").glob("*/training/*.safetensors")]
+        assert states == ["policy-2"] * 2
     assert answers(engine, QUESTIONS[:4], 1.0) == answers(other, QUESTIONS[:4], 1.0)
     assert engine.describe().fingerprint == other.describe().fingerprint
 

@@ -86,3 +86,15 @@ def test_a_game_has_options_of_its_own():
 def test_only_a_recipe_with_a_distil_table_trains_by_policy_iteration():
     assert not load_config("maze").learns
     assert load_config("maze", {"distil.epochs": 1}).learns
+
+
+@pytest.mark.parametrize("wrong", ["sk-canary-0123456789", "SK0123456789CANARY", "canary", "9_API_KEY", ""])
+def test_a_key_where_its_variables_name_belongs_is_refused_without_showing_it(wrong):
+    key, says = "roles.value.api_key_env", r"^roles\.value\.api_key_env cannot be used: .* never the key itself"
+    value = load_config("maze", {key: "VALUE_API_KEY"}).roles.value
+    assert value is not None
+    assert value.api_key_env == "VALUE_API_KEY"
+    with pytest.raises(ConfigError, match=says) as refused:
+        load_config("maze", {key: wrong})
+    assert refused.value.__cause__ is None
+    assert not wrong or wrong not in str(refused.value)

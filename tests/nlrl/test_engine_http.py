@@ -368,6 +368,18 @@ def test_a_key_that_cannot_be_a_header_is_refused_without_showing_it(monkeypatch
     assert key not in str(caught.value)
 
 
+def test_a_server_may_have_a_key_of_its_own(server: HTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NLRL_API_KEY", KEY)
+    monkeypatch.setenv("TEACHER_API_KEY", "sk-of-the-teacher")
+    seen = script(server, answer({}, 401))
+    with pytest.raises(EngineError, match="set TEACHER_API_KEY to a valid one"):
+        ask(server, key_variable="TEACHER_API_KEY")
+    assert {request.headers["Authorization"] for request in seen} == {"Bearer sk-of-the-teacher"}
+    monkeypatch.delenv("TEACHER_API_KEY")
+    with pytest.raises(ConfigError, match="variable TEACHER_API_KEY that api_key_env names is not set"):
+        HttpEngine(server.url_for(""), settings=HttpSettings(key_variable="TEACHER_API_KEY"))
+
+
 def test_a_password_in_the_url_is_refused_without_showing_it() -> None:
     with pytest.raises(ConfigError, match="NLRL_API_KEY") as caught:
         HttpEngine("http://me:hunter2@127.0.0.1:1/v1")

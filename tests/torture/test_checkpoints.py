@@ -3,11 +3,12 @@
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from nlrl.checkpoints import complete_checkpoints, save_checkpoint
+from nlrl.checkpoints import STATE, complete_checkpoints, prune_states, save_checkpoint
 from nlrl.engine.base import EngineInfo
 from nlrl.errors import ConfigError, StoreError
 from nlrl.store import Manifest, RunReader, RunStore
@@ -29,8 +30,12 @@ def new_store(root: Path) -> RunStore:
     return RunStore.create(root, "run", Manifest({}, 0, {}, EngineInfo("scripted", "script", "none")))
 
 
-def crash_at(path: Path, operation: int) -> bool:
-    """Save a checkpoint in a child that kills itself at its `operation`-th file operation; whether it came that far."""
+def save_second(store: RunStore) -> None:
+    save_checkpoint(store, "round-2", write("new"))
+
+
+def crash_at(path: Path, operation: int, do: Callable[[RunStore], object] = save_second) -> bool:
+    """Do it in a child that kills itself at its `operation`-th file operation; whether it came that far."""
     child = os.fork()
     if child == 0:
         store, count = RunStore.resume(path.parent, path.name), 0
@@ -43,7 +48,7 @@ def crash_at(path: Path, operation: int) -> bool:
                     os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(hook)
-        save_checkpoint(store, "round-2", write("new"))
+        do(store)
         os._exit(0)
     _, status = os.waitpid(child, 0)
     return os.WIFSIGNALED(status)
@@ -72,6 +77,30 @@ def test_a_crash_at_every_operation(tmp_path, row):
     row(
         f"killed at each of {operation - 1} file operations: the last complete checkpoint each time, then written again"
     )
+
+
+def state_of(folder: Path) -> None:
+    write("weights")(folder)
+    (folder / STATE).mkdir()
+    for part in ("parameters", "optimizer"):
+        (folder / STATE / f"{part}.safetensors").write_text("state")
+
+
+def test_a_crash_at_every_operation_of_pruning_leaves_what_is_needed(tmp_path):
+    operation, crashed = 0, True
+    while crashed:
+        operation += 1
+        store = new_store(tmp_path / str(operation))
+        places = [save_checkpoint(store, name, state_of) for name in ("one", "two", "three")]
+        store.close()
+        crashed = crash_at(store.path, operation, lambda run: prune_states(run.path, ["one", "two"]))
+        with RunReader.open(store.path) as reader:
+            assert list(complete_checkpoints(reader).values()) == sorted(places)
+        assert len(list((places[2] / STATE).iterdir())) == 2
+        prune_states(store.path, ["one", "two"])
+        assert not list((places[0] / STATE).iterdir()) + list((places[1] / STATE).iterdir())
+        assert (places[0] / "parts" / "two.safetensors").exists()
+    assert operation > 4
 
 
 def test_a_checkpoint_that_changed_is_not_used(tmp_path):

@@ -1,5 +1,6 @@
 """Canary keys through every success and failure: none in anything written, nor in a child that needs none."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -13,6 +14,8 @@ from scripted_server import Script, ScriptedServer, chat
 NLRL = [sys.executable, "-m", "nlrl.cli"]
 CANARIES = {
     "NLRL_API_KEY": "sk-canary-one-0123456789abcdef",
+    "VALUE_API_KEY": "sk-canary-six-0123456789abcdef",
+    "TEACHER_TOKEN": "sk-canary-seven-0123456789abcd",
     "OPENAI_API_KEY": "sk-canary-two-0123456789abcdef",
     "HF_TOKEN": "hf_canarythree0123456789abcdef",
     "AWS_SECRET_ACCESS_KEY": "canary/four+0123456789abcdef",
@@ -116,6 +119,27 @@ def test_no_key_is_ever_written(tmp_path, row):
     assert "Illegal header value '[NLRL_API_KEY]'" in said
     looked_at = trail.check()
     row(f"{len(CANARIES)} canaries, {len(trail.said)} commands, {looked_at:,} bytes written or said: 0 occurrences")
+
+
+def test_each_role_sends_its_own_key_and_none_is_written(tmp_path, row):
+    trail, right = Trail(tmp_path), arithmetic_answers(0)
+    scripts = {name: Script(right) for name in ("NLRL_API_KEY", "VALUE_API_KEY", "TEACHER_TOKEN")}
+    for script in scripts.values():
+        script.answer = echoing(script)
+    options = ["-s", "env.starts=1", "-s", "baseline=false", "--plain", "--runs", "runs"]
+    with contextlib.ExitStack() as stack:
+        policy, value, teacher = (stack.enter_context(ScriptedServer(script)).url for script in scripts.values())
+        roles = [
+            f"roles.{role}.{key}={said}"
+            for role, url, own in (("value", value, "VALUE_API_KEY"), ("teacher", teacher, "TEACHER_TOKEN"))
+            for key, said in (("base_url", url), ("api_key_env", own), ("prompts", "arithmetic"), ("attempts", "8"))
+        ]
+        words = [word for role in roles for word in ("-s", role)]
+        trail.run(*NLRL, "run", "maze", "--base-url", policy, *OVER_HTTP, *options, *words, code=None)
+        for name, script in scripts.items():
+            assert script.keys == {f"Bearer {CANARIES[name]}"}, name
+    looked_at = trail.check()
+    row(f"three servers, a key each: each saw its own alone, {looked_at:,} bytes written or said: 0 occurrences")
 
 
 def test_children_that_need_no_key_get_none(tmp_path):
