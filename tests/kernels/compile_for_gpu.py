@@ -1,13 +1,13 @@
 """Compile the kernels for an H100 (sm_90) and print their names; run by test_compile.py, in a process of its own.
 
-Window attention is compiled at its real shape, by compile_window_attention.py.
+Window attention and nGPT's steps are compiled at their real shapes, by compile_window_attention.py and
+compile_hypersphere.py.
 
 Needs no GPU, only triton. The interpreter accepts code that the compiler refuses, hence this second check.
 """
 
 import torch
 import triton
-import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -16,7 +16,6 @@ from nlrl_kernels.causal_conv import triton_impl as conv
 from nlrl_kernels.diff_attention import backward as diff_backward
 from nlrl_kernels.diff_attention import kernels as diff
 from nlrl_kernels.diff_attention import triton_impl as diff_launch
-from nlrl_kernels.hypersphere import kernels as sphere
 from nlrl_kernels.mamba_scan import triton_impl as scan
 
 INDEX = {
@@ -27,7 +26,6 @@ INDEX = {
     "lengths_ptr": "*i32",
     "packed_ptr": "*u8",
     "zeros_ptr": "*i32",
-    "owner_ptr": "*i32",
 }
 TILE = {"BLOCK_C": 32, "BLOCK_N": 16}
 WIDE = (
@@ -58,22 +56,6 @@ def compile_kernel(kernel, constants, dtype="fp32", num_warps=1, types=None, num
     print(kernel.__name__, dtype, len(compiled.asm["cubin"]), shared)
 
 
-def compile_hypersphere(full, dtype):
-    """At the width of nGPT 1B, or of a boxed model; the scales and their partial gradients are float32."""
-    width = {"WIDE": tl.float32, "BLOCK_E": 2048 if full else 64}
-    heads = {"WIDTH": 128, "HAS_KEEP": full, "WIDE": tl.float32, "BLOCK_D": 128}
-    inner = {"WIDE": tl.float32, "BLOCK_F": 1024 if full else 64}
-    wide = {f"{name}_ptr": "*fp32" for name in ("alpha", "dalpha", "dscale", "cross", "keep")}
-    compile_kernel(sphere.residual_forward, width, dtype, 4, wide)
-    compile_kernel(sphere.residual_backward, width, dtype, 8, wide)
-    compile_kernel(sphere.qk_forward, heads | {"ROWS": 16}, dtype, 4, wide)
-    compile_kernel(sphere.qk_backward, heads | {"ROWS": 8}, dtype, 4, wide)
-    compile_kernel(sphere.swiglu_forward, inner, dtype, 4, wide)
-    compile_kernel(sphere.swiglu_backward, inner, dtype, 4, wide)
-    tile = {"ALIGNED": full, "ROWS": 4, "COLUMNS": 16}
-    compile_kernel(sphere.normalize_all, width | tile, dtype, 16, {"table_ptr": "*i64"})
-
-
 def compile_diff_attention():
     """Narrow heads in small tiles, in every way that the code can take: wide ones take ptxas minutes."""
     numbers = dict.fromkeys(("scale", "eps", "factor", "natural_scale"), "fp32")
@@ -100,7 +82,6 @@ def compile_diff_attention():
 def main():
     compile_diff_attention()
     for dtype in ("fp32", "bf16"):
-        compile_hypersphere(dtype == "bf16", dtype)
         for full in (True, False):
             flags = {"HAS_Z": full, "HAS_START": full, "KEEP": full, "CHUNK": 16}
             compile_kernel(scan._scan_forward, flags | TILE, dtype)

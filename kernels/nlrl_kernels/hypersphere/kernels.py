@@ -1,9 +1,10 @@
 """The jitted kernels of nGPT's steps; launched by ``triton_impl``, defined by ``reference``.
 
 All of them are bound by memory. A row is read once, stays in registers through its reductions, and is written once.
-WIDE is the type of the arithmetic. Backward kernels recompute what the forward pass had in registers: to keep it would
-cost more traffic than the few instructions. Sums over rows (gradients of scales) go to one line a program, added up
-outside in a fixed order, so that results are the same every time.
+Backward kernels go over many rows each; STAGES of them are on their way from memory at a time (copied to shared memory
+while earlier ones are worked on). They recompute what the forward pass had in registers: to keep it would cost more
+traffic than the few instructions. Sums over rows (gradients of scales) go to one line a program, added up outside in a
+fixed order, so that results are the same every time. WIDE is the type of the arithmetic.
 """
 
 # Arguments of a kernel are pointers and scalars that only Triton can type:
@@ -21,6 +22,12 @@ def _inverse_length(x):
 
 
 @triton.jit
+def _sums(x, y):
+    """The sums of two rows, in one exchange between the threads."""
+    return tl.split(tl.sum(tl.join(x, y), axis=0))
+
+
+@triton.jit
 def residual_forward(
     h_ptr, o_ptr, alpha_ptr, y_ptr, width, h_row, o_row,
     WIDE: tl.constexpr, BLOCK_E: tl.constexpr,
@@ -32,7 +39,8 @@ def residual_forward(
     h = tl.load(h_ptr + row * h_row + e, mask=inside, other=0.0).to(WIDE)
     o = tl.load(o_ptr + row * o_row + e, mask=inside, other=0.0).to(WIDE)
     alpha = tl.load(alpha_ptr + e, mask=inside, other=0.0).to(WIDE)
-    a, b = h * _inverse_length(h), o * _inverse_length(o)
+    squares_h, squares_o = _sums(h * h, o * o)
+    a, b = h * (1.0 / tl.sqrt(squares_h)), o * (1.0 / tl.sqrt(squares_o))
     moved = tl.where(inside, a + alpha * (b - a), 0.0)
     tl.store(y_ptr + row * width + e, moved * _inverse_length(moved), mask=inside)
 
@@ -41,28 +49,32 @@ def residual_forward(
 def residual_backward(
     h_ptr, o_ptr, alpha_ptr, dy_ptr, dh_ptr, do_ptr, dalpha_ptr,
     rows, width, h_row, o_row,
-    WIDE: tl.constexpr, BLOCK_E: tl.constexpr,
+    WIDE: tl.constexpr, BLOCK_E: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """One program: every so many-th row, with its part of the gradient of alpha in registers."""
     e = tl.arange(0, BLOCK_E)
     inside = e < width
     alpha = tl.load(alpha_ptr + e, mask=inside, other=0.0).to(WIDE)
     dalpha = tl.zeros((BLOCK_E,), WIDE)
-    for row in range(tl.program_id(0).to(tl.int64), rows, tl.num_programs(0)):
+    for i in tl.range(tl.program_id(0), rows, tl.num_programs(0), num_stages=STAGES):
+        row = tl.cast(i, tl.int64)
         h = tl.load(h_ptr + row * h_row + e, mask=inside, other=0.0).to(WIDE)
         o = tl.load(o_ptr + row * o_row + e, mask=inside, other=0.0).to(WIDE)
         dy = tl.load(dy_ptr + row * width + e, mask=inside, other=0.0).to(WIDE)
-        inverse_h, inverse_o = _inverse_length(h), _inverse_length(o)
+        squares_h, squares_o = _sums(h * h, o * o)
+        inverse_h, inverse_o = 1.0 / tl.sqrt(squares_h), 1.0 / tl.sqrt(squares_o)
         a, b = h * inverse_h, o * inverse_o
         moved = a + alpha * (b - a)
-        inverse = _inverse_length(moved)
+        squares, along = _sums(moved * moved, moved * dy)
+        inverse = 1.0 / tl.sqrt(squares)
         y = moved * inverse
-        dmoved = (dy - y * tl.sum(y * dy, axis=0)) * inverse
+        dmoved = (dy - y * (along * inverse)) * inverse
         dalpha += dmoved * (b - a)
         db = dmoved * alpha
         da = dmoved - db
-        tl.store(dh_ptr + row * width + e, (da - a * tl.sum(a * da, axis=0)) * inverse_h, mask=inside)
-        tl.store(do_ptr + row * width + e, (db - b * tl.sum(b * db, axis=0)) * inverse_o, mask=inside)
+        along_a, along_b = _sums(a * da, b * db)
+        tl.store(dh_ptr + row * width + e, (da - a * along_a) * inverse_h, mask=inside)
+        tl.store(do_ptr + row * width + e, (db - b * along_b) * inverse_o, mask=inside)
     tl.store(dalpha_ptr + tl.program_id(0).to(tl.int64) * width + e, dalpha, mask=inside)
 
 
@@ -116,6 +128,7 @@ def qk_backward(
     x_ptr, scale_ptr, cross_ptr, keep_ptr, dy_ptr, dx_ptr, dscale_ptr,
     tokens, heads, n1, x_0, x_1, x_2, cross_0, cross_1, cross_2, keep_0, keep_1, keep_2,
     WIDTH: tl.constexpr, HAS_KEEP: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """One program: a block of heads of every so many-th token, with their part of the gradient of the scale.
 
@@ -127,7 +140,8 @@ def qk_backward(
     of_head = head[:, None] * WIDTH + d
     scale = tl.load(scale_ptr + of_head, mask=inside, other=0.0).to(WIDE)
     dscale = tl.zeros((ROWS, BLOCK_D), WIDE)
-    for token in range(tl.program_id(0).to(tl.int64), tokens, tl.num_programs(0)):
+    for i in tl.range(tl.program_id(0), tokens, tl.num_programs(0), num_stages=STAGES):
+        token = tl.cast(i, tl.int64)
         i0, i1 = token // n1, token % n1
         out_at = token * heads * WIDTH + of_head
         x = tl.load(x_ptr + i0 * x_0 + i1 * x_1 + head[:, None] * x_2 + d, mask=inside, other=0.0).to(WIDE)
@@ -174,7 +188,7 @@ def swiglu_forward(
 @triton.jit
 def swiglu_backward(
     uv_ptr, scale_ptr, dy_ptr, duv_ptr, dscale_ptr, rows, width, uv_row,
-    WIDE: tl.constexpr, BLOCK_F: tl.constexpr,
+    WIDE: tl.constexpr, BLOCK_F: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """One program: a block of every so many-th row, with its part of the gradient of the scale."""
     f = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
@@ -182,7 +196,8 @@ def swiglu_backward(
     scale_u = tl.load(scale_ptr + f, mask=inside, other=0.0).to(WIDE)
     scale_v = tl.load(scale_ptr + width + f, mask=inside, other=0.0).to(WIDE)
     dscale_u, dscale_v = tl.zeros((BLOCK_F,), WIDE), tl.zeros((BLOCK_F,), WIDE)
-    for row in range(tl.program_id(0).to(tl.int64), rows, tl.num_programs(0)):
+    for i in tl.range(tl.program_id(0), rows, tl.num_programs(0), num_stages=STAGES):
+        row = tl.cast(i, tl.int64)
         u = tl.load(uv_ptr + row * uv_row + f, mask=inside, other=0.0).to(WIDE)
         v = tl.load(uv_ptr + row * uv_row + width + f, mask=inside, other=0.0).to(WIDE)
         dy = tl.load(dy_ptr + row * width + f, mask=inside, other=0.0).to(WIDE)
@@ -200,51 +215,71 @@ def swiglu_backward(
 
 
 @triton.jit
-def _normalize_rows(matrix, count, length, first, WIDE: tl.constexpr, BLOCK_E: tl.constexpr, ROWS: tl.constexpr):
-    """Rows ``first`` to ``first + ROWS`` of a matrix [count, length]."""
-    row = first + tl.arange(0, ROWS)
-    e = tl.arange(0, BLOCK_E)
-    inside = (row < count)[:, None] & (e < length)[None, :]
-    at = matrix + row.to(tl.int64)[:, None] * length + e[None, :]
-    x = tl.load(at, mask=inside, other=0.0).to(WIDE)
-    inverse = 1.0 / tl.sqrt(tl.sum(x * x, axis=1))
-    tl.store(at, x * inverse[:, None], mask=inside)
+def _normalize_rows(
+    matrix, count, length, first,
+    WIDE: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_X: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Rows ``first`` to ``first + ROWS`` of a matrix [count, length]: BLOCK_E entries, then BLOCK_X, maybe too many.
+
+    A length between two powers of two would leave up to half of one block's registers empty.
+    """
+    row = first + tl.arange(0, ROWS)[:, None]
+    start = matrix + row.to(tl.int64) * length
+    e, x = tl.arange(0, BLOCK_E)[None, :], BLOCK_E + tl.arange(0, max(BLOCK_X, 1))[None, :]
+    inside, inside_x = row < count, (row < count) & (x < length)
+    entries = tl.load(start + e, mask=inside, other=0.0).to(WIDE)
+    squares = tl.sum(entries * entries, axis=1)
+    if BLOCK_X:
+        others = tl.load(start + x, mask=inside_x, other=0.0).to(WIDE)
+        squares += tl.sum(others * others, axis=1)
+    inverse = (1.0 / tl.sqrt(squares))[:, None]
+    tl.store(start + e, entries * inverse, mask=inside)
+    if BLOCK_X:
+        tl.store(start + x, others * inverse, mask=inside_x)
 
 
 @triton.jit
-def _normalize_columns(matrix, count, length, first, WIDE: tl.constexpr, BLOCK_E: tl.constexpr, COLUMNS: tl.constexpr):
-    """Columns ``first`` to ``first + COLUMNS`` of a matrix [length, count]."""
-    column = first + tl.arange(0, COLUMNS)
-    e = tl.arange(0, BLOCK_E)
-    inside = (e < length)[:, None] & (column < count)[None, :]
-    at = matrix + e.to(tl.int64)[:, None] * count + column[None, :]
-    x = tl.load(at, mask=inside, other=0.0).to(WIDE)
-    inverse = 1.0 / tl.sqrt(tl.sum(x * x, axis=0))
-    tl.store(at, x * inverse[None, :], mask=inside)
+def _normalize_columns(
+    matrix, count, length, first,
+    WIDE: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_X: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Columns ``first`` to ``first + COLUMNS`` of a matrix [length, count], in two blocks like rows."""
+    column = first + tl.arange(0, COLUMNS)[None, :]
+    e, x = tl.arange(0, BLOCK_E)[:, None], BLOCK_E + tl.arange(0, max(BLOCK_X, 1))[:, None]
+    at, at_x = matrix + e.to(tl.int64) * count + column, matrix + x.to(tl.int64) * count + column
+    inside, inside_x = column < count, (x < length) & (column < count)
+    entries = tl.load(at, mask=inside, other=0.0).to(WIDE)
+    squares = tl.sum(entries * entries, axis=0)
+    if BLOCK_X:
+        others = tl.load(at_x, mask=inside_x, other=0.0).to(WIDE)
+        squares += tl.sum(others * others, axis=0)
+    inverse = (1.0 / tl.sqrt(squares))[None, :]
+    tl.store(at, entries * inverse, mask=inside)
+    if BLOCK_X:
+        tl.store(at_x, others * inverse, mask=inside_x)
 
 
 @triton.jit
 def normalize_all(
     owner_ptr, table_ptr, like_ptr, length,
-    ALIGNED: tl.constexpr, WIDE: tl.constexpr, BLOCK_E: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    BY_COLUMN: tl.constexpr, ALIGNED: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK_E: tl.constexpr, BLOCK_X: tl.constexpr, COUNT: tl.constexpr,
 ):  # fmt: skip
-    """One program: some vectors of ``length`` entries of one of many matrices, in place.
+    """One program: COUNT vectors of ``length`` entries, rows or columns, of one of many matrices, in place.
 
-    Which matrix a program works on stands in ``owner_ptr``; a matrix has four numbers in ``table_ptr``: its address,
-    how many vectors it has, whether they are columns, and its first program. ``like_ptr`` only lends its type.
+    Which matrix a program works on stands in ``owner_ptr``; a matrix has three numbers in ``table_ptr``: its address,
+    how many vectors it has, and its first program. ``like_ptr`` only lends its type.
     ALIGNED: addresses are multiples of 16 bytes, and numbers of columns of 16, which no compiler can see in a table.
     """
-    entry = table_ptr + tl.load(owner_ptr + tl.program_id(0)).to(tl.int64) * 4
+    entry = table_ptr + tl.load(owner_ptr + tl.program_id(0)).to(tl.int64) * 3
     matrix = tl.load(entry).to(tl.pointer_type(like_ptr.dtype.element_ty))
     count = tl.load(entry + 1)
-    by_column = tl.load(entry + 2)
-    block = tl.program_id(0) - tl.load(entry + 3)
+    first = (tl.program_id(0) - tl.load(entry + 2)) * COUNT
     if ALIGNED:
         matrix = tl.multiple_of(matrix, 16)
-    if by_column != 0:
+    if BY_COLUMN:
         if ALIGNED:
-            _normalize_columns(matrix, tl.multiple_of(count, 16), length, block * COLUMNS, WIDE, BLOCK_E, COLUMNS)
-        else:
-            _normalize_columns(matrix, count, length, block * COLUMNS, WIDE, BLOCK_E, COLUMNS)
+            count = tl.multiple_of(count, 16)
+        _normalize_columns(matrix, count, length, first, WIDE, BLOCK_E, BLOCK_X, COUNT)
     else:
-        _normalize_rows(matrix, count, length, block * ROWS, WIDE, BLOCK_E, ROWS)
+        _normalize_rows(matrix, count, length, first, WIDE, BLOCK_E, BLOCK_X, COUNT)
