@@ -178,7 +178,12 @@ class TrainingConfig(Part):
     random_first: bool = True
     """Whether the first iteration's games are played at random."""
     every_occurrence: bool = True
-    """Whether a situation is learned as often as it occurred, as in the authors' code, or once."""
+    """Whether a situation is learned as often as it occurred, as in the authors' code, or once; by policy_iteration
+    only with `agreed`."""
+    policy_buffer: int = Field(default=1, ge=1, le=100)
+    """policy_iteration: how many of the last iterations' decisions the policy student learns from."""
+    agreed: bool = False
+    """policy_iteration: of situations that the plain policy cannot tell apart, teach only what most of them chose."""
     past_share: float = Field(default=0.0, ge=0, le=1)
     """Share of an iteration's games that are played against past policies of the run, once there are any."""
     evaluation_games: int = Field(default=512, ge=0)

@@ -34,6 +34,7 @@ from nlrl.ask import Asker
 from nlrl.distill.examples import policy_examples, value_examples
 from nlrl.knobs import EIGHT_OF_THREE, ActorCriticKnobs, LookAheadKnobs, PolicyIterationKnobs, TdKnobs
 from nlrl.learn import Student, Students
+from nlrl.operators.agree import agreed
 from nlrl.operators.improve import improve
 from nlrl.operators.masked import Models, improve_masked, unique
 from nlrl.play import Games, deal, decide_in
@@ -111,6 +112,7 @@ async def policy_iteration(
     """Algorithm 1: decide wherever the games from `starts` lead; a student learns the choices as its plain policy."""
     agent = policy_iteration_agent(models.improver, knobs.look_ahead, models.value)
     other = None if opponent is None else opponent_agent(opponent)
+    sets_K: list[Improved] = []
     for iteration in range(knobs.iterations + 1):
         if iteration:
             decisions: list[Decision] = []
@@ -129,7 +131,12 @@ async def policy_iteration(
             if students is None:
                 continue
             # What was decided with look-ahead is what the plain policy is to say without it.
-            lessons = policy_examples(improved.situations_S, improved.choices_S, ask=models.policy, iteration=iteration)
+            sets_K = [*sets_K, improved][-knobs.buffer :]
+            taught_S = [situation for one in sets_K for situation in one.situations_S]
+            choices_S = [choice for one in sets_K for choice in one.choices_S]
+            if knobs.agreed:
+                choices_S = agreed(taught_S, choices_S, models.policy.policy_items, once=not knobs.every_occurrence)
+            lessons = policy_examples(taught_S, choices_S, ask=models.policy, iteration=iteration)
             yield PhaseStart(iteration, "distil policy", len(lessons))
             yield await students.policy.learn(lessons, iteration=iteration, student="policy", seed=seed)
         async for event in stages.evaluation(env, iteration, models.policy, other, knobs.play, seed):

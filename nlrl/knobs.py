@@ -57,6 +57,13 @@ class PolicyIterationKnobs:
     sweep: bool = False
     """Improve in each of the given states alone instead of playing on from it: with all states, what policy iteration
     calls an improvement."""
+    buffer: int = 1
+    """How many of the last iterations' decisions are learned from."""
+    agreed: bool = False
+    """Whether only the choices of the majority are taught where the student cannot tell situations apart
+    (`nlrl.operators.agree`)."""
+    every_occurrence: bool = True
+    """With `agreed`: whether such a situation is learned as often as it occurred, or once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,7 +89,15 @@ def loop(config: RunConfig, task: Task, models: Models, students: Students | Non
     """The events of the config's loop."""
     training, seed = config.training, config.seed
     if config.loop == "policy_iteration":
-        knobs = PolicyIterationKnobs(training.iterations, look_ahead_knobs(config, task, models), game_knobs(config))
+        look = look_ahead_knobs(config, task, models)
+        knobs = PolicyIterationKnobs(
+            training.iterations,
+            look,
+            game_knobs(config),
+            buffer=training.policy_buffer,
+            agreed=training.agreed,
+            every_occurrence=training.every_occurrence,
+        )
         return policy_iteration(
             task.env, models=models, students=students, knobs=knobs, starts=task.starts_G, opponent=task.opponent,
             seed=seed,

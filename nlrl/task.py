@@ -15,6 +15,7 @@ from nlrl.errors import ConfigError, EnvError
 from nlrl_envs import REFERENCES
 from nlrl_envs.base import Reference, TextEnv, seats_of
 from nlrl_envs.opponents import Opponent, OpponentError, make_opponent, uniform_random
+from nlrl_envs.symmetry import canonical
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ def positions(task: Task, config: RunConfig) -> tuple[tuple[Hashable, ...], tupl
     the kind that such games bring; a game that is over is no position.
     """
     rng = np.random.default_rng((config.seed, 3))
-    found: dict[Any, None] = {}
+    found: dict[Any, Any] = {}
     going = []
     for _ in range(config.training.games):
         game = task.env.clone()
@@ -122,10 +123,12 @@ def positions(task: Task, config: RunConfig) -> tuple[tuple[Hashable, ...], tupl
         going.append(game)
     mover = task.opponent or uniform_random
     while going:
-        found |= dict.fromkeys(game.state for game in going)
+        for game in going:
+            # A position and its mirror image are one: none is learned from while the other is judged.
+            found.setdefault(canonical(game, game.state), game.state)
         moved = [(game, game.step(move)) for game, move in zip(going, mover(going, rng), strict=True)]  # type: ignore[arg-type]
         going = [game for game, result in moved if not (result.terminated or result.truncated)]
-    states = list(found)
+    states = list(found.values())
     order, learned, held = rng.permutation(len(states)), config.training.positions, config.training.held_out
     learned = len(states) - held if learned is None else learned
     if learned < 1 or learned + held > len(states):

@@ -2,6 +2,5 @@
 
 `rows` is data: what was the start, what the paper reports, what is possible, what is aimed at. `running` runs a row
 with several models and seeds and can be stopped anywhere; `results` holds what came of each; `tables` and `plots` are
-written from those alone. `apart` holds positions that are reported on against those that are learned from, mirror
-images included. `explain` follows one position through a run. Importing this package loads no torch.
+written from those alone. `explain` follows one position through a run. Importing this package loads no torch.
 """

@@ -63,7 +63,7 @@ def places_of(reader: RunReader) -> list[tuple[Place, dict[int, str]]]:
     for _, step, action, iteration, phase, stage, text, picture in reader.rows(f"{_BEFORE} ORDER BY s.game, s.step"):
         if stage == "plain policy" or (phase == "evaluate" and stage != "policy iteration"):
             plain.setdefault(text, {}).setdefault(iteration, str(action))
-        elif phase == "improve" or stage == "policy iteration":
+        elif phase == "improve" or stage in ("policy iteration", ""):
             chosen[text] = (chosen[text][0] if text in chosen else step, picture, str(action))
     for _, text, action, _ in _improved(reader):
         if text in plain and action is not None:

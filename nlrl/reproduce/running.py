@@ -13,13 +13,13 @@ import platform
 import shlex
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nlrl.config import RunConfig, load_config, recipe_folders
+from nlrl.config import RunConfig, load_config, recipe_folders, with_overrides
 from nlrl.errors import ConfigError, StoreError
 from nlrl.machine import look_around
 from nlrl.reproduce.results import Result, cell_name, curve_of, read, result_of, write
@@ -141,20 +141,25 @@ async def _run_cell(plan: Plan, row: Row, backbone: str, seed: int, limit: float
         result = result_of(
             reader, row, plan.table, backbone, final=final, clock=clock.read(), said=_said(plan, row, backbone)
         )
-    result = result if result.status == status else _with_status(result, status)
+    result = replace(result, status=status)
     write(result, plan.results)
     return result
 
 
-async def _afterwards(config: RunConfig, row: Row, place: Place, run: Path, limit: float | None) -> float | None:
-    """The last policy's games with other keys, without learning; None when time is up before."""
+def config_afterwards(config: RunConfig, row: Row, run: Path) -> RunConfig:
+    """The config in which the last policy of a finished run plays with a row's other keys, its weights as they are.
+
+    A loop evaluates before its first iteration; that iteration then has as few games as there can be.
+    """
     tree = config.model_dump(mode="json")
     tree["training"] |= {"learners": [], "iterations": 1, "games": 2, "samples": 1, "past_share": 0.0}
-    last = f"policy-{config.training.iterations}"
-    from nlrl.config import with_overrides
+    last = run / "checkpoints" / f"policy-{config.training.iterations}"
+    return with_overrides(tree, {"engine.backbone": str(last), **(row.afterwards or {})})
 
-    again = with_overrides(tree, {"engine.backbone": str(run / "checkpoints" / last), **(row.afterwards or {})})
-    await _in_time(again, place, limit, None, row.figure)
+
+async def _afterwards(config: RunConfig, row: Row, place: Place, run: Path, limit: float | None) -> float | None:
+    """The last policy's games with other keys; None when time is up before."""
+    await _in_time(config_afterwards(config, row, run), place, limit, None, row.figure)
     assert place.run_id is not None
     with RunReader.open(place.runs / place.run_id) as reader:
         points = curve_of(reader, row.figure)
@@ -229,12 +234,6 @@ class Clock:
             await asyncio.sleep(WATCH_SECONDS)
 
 
-def _with_status(result: Result, status: str) -> Result:
-    from dataclasses import replace
-
-    return replace(result, status=status)
-
-
 def _said(plan: Plan, row: Row, backbone: str) -> dict[str, str]:
     words = ["nlrl", "reproduce", plan.table, "--row", row.id, "--backbone", backbone, "--seeds", str(plan.seeds)]
     words += ["--models", plan.models.name] if plan.models else []
@@ -262,8 +261,3 @@ def machine() -> str:
     """What computed, in words."""
     seen = look_around()
     return f"{seen.gpu or 'no GPU'}, {os.cpu_count()} cores {platform.machine()}, vLLM {seen.vllm}, torch {seen.torch}"
-
-
-def planned(rows: Sequence[Row]) -> list[str]:
-    """What stands in the way of rows, a line each."""
-    return [f"{row.id}: {row.missing}" for row in rows if row.missing]
