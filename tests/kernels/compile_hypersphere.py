@@ -54,16 +54,16 @@ def machine_code(kernel, constants, warps, dtype, registers=None):
 
 
 def compile_one(name, setting: Setting, dtype="bf16", *, keep=True):
-    """Compile a kernel of ``SETTINGS`` with a setting, as it is launched at width 1,280 and 10 heads of 128."""
+    """Compile a kernel of ``SETTINGS`` with a setting, as it is launched at width 1,280 and 20 heads of 64."""
     wide, backward = {"WIDE": tl.float32}, {"STAGES": setting.stages}
     vectors = min(64, max(1, setting.tile // 2048))
     normal = wide | {"ALIGNED": True, "BLOCK_E": 1024, "BLOCK_X": 256, "COUNT": vectors}
-    heads = wide | {"WIDTH": 128, "HAS_KEEP": keep, "BLOCK_D": 128}
+    heads = wide | {"WIDTH": 64, "HAS_KEEP": keep, "BLOCK_D": 64}
     kernel, constants, block = {
         "residual_forward": (kernels.residual_forward, wide | {"BLOCK_E": 2048}, 2048),
         "residual_backward": (kernels.residual_backward, wide | backward | {"BLOCK_E": 2048}, 2048),
-        "qk_forward": (kernels.qk_forward, heads | {"ROWS": setting.tile // 128}, setting.tile),
-        "qk_backward": (kernels.qk_backward, heads | backward | {"ROWS": 2}, 256),
+        "qk_forward": (kernels.qk_forward, heads | {"ROWS": setting.tile // 64}, setting.tile),
+        "qk_backward": (kernels.qk_backward, heads | backward | {"ROWS": 4}, 256),
         "swiglu_forward": (kernels.swiglu_forward, wide | {"BLOCK_F": 1024}, 1024),
         "swiglu_backward": (kernels.swiglu_backward, wide | backward | {"BLOCK_F": 1024}, 1024),
         "normalize_rows": (kernels.normalize_all, normal | {"BY_COLUMN": False}, vectors * 2048),

@@ -234,7 +234,7 @@ def test_a_sweep_launches_with_the_tiles_it_names_and_puts_the_old_ones_back():
     triton_impl._sizes = lambda width, width_v, tile, dtype: launched.append(tile) or sizes(width, width_v, tile, dtype)
     try:
         for what, version in (("prefill", 1), ("decode", 2), ("backward", 1)):
-            tiles = (sweep.Tile(16, 16, 4, 1),) * (2 if what == "backward" else 1)
+            tiles = (triton_impl.Tile(16, 16, 4, 1),) * (2 if what == "backward" else 1)
             ms, line = sweep.time_one((what, version, tiles), TINY, None)
             assert line.endswith("| no GPU")
             assert ms == float("inf")
@@ -246,8 +246,25 @@ def test_a_sweep_launches_with_the_tiles_it_names_and_puts_the_old_ones_back():
     assert sweep.main([]) == 2
 
 
+@needs_no_gpu
+def test_every_setting_of_the_sphere_is_swept_and_put_back():
+    from nlrl_kernels.hypersphere import triton_impl
+
+    before = dict(triton_impl.SETTINGS)
+    for what in (what for what in sweep.families() if what.startswith("sphere_")):
+        tried = sweep.candidates([what])
+        assert tried[0][2][0] in before.values()
+        _, line = sweep.time_one(tried[-1], TINY, None)
+        assert line.endswith("| no GPU")
+        assert "entries=" in line
+    assert before == triton_impl.SETTINGS
+
+
 def test_a_sweep_starts_from_todays_tiles_and_tries_each_once():
-    tried = sweep.candidates(["prefill", "decode"])
+    from nlrl_kernels.diff_attention import triton_impl
+
+    tried = sweep.candidates(list(sweep.families()))
     assert len(set(tried)) == len(tried)
-    assert {what for what, _, _ in tried} == {"prefill", "decode"}
-    assert tried[0] == ("prefill", 1, (sweep.triton_impl.prefill_tile(256, torch.bfloat16),))
+    assert {what for what, _, _ in tried} == set(sweep.families())
+    of_prefill = sweep.candidates(["prefill"])
+    assert of_prefill[0] == ("prefill", 1, (triton_impl.prefill_tile(256, torch.bfloat16),))

@@ -1,4 +1,4 @@
-"""nGPT's steps at the shapes of its 1B model: width 1,280, 10 heads of 128, feed-forward 5,120, 36 layers."""
+"""nGPT's steps at the shapes of its 1B model: width 1,280, 20 heads of 64, feed-forward 5,120, 36 layers."""
 
 # torch exports no foreach function by name:
 # pyright: reportPrivateImportUsage=false
@@ -14,32 +14,44 @@ from nlrl_kernels.hypersphere import reference
 from nlrl_kernels.hypersphere.tolerance import BACKWARD, FORWARD
 
 
-def plans(size: Size) -> Iterator[Plan]:
-    """Each step forward and backward, and the normalisation of a whole model."""
-    width, heads, inner = (64, 2, 128) if size.tiny else (1280, 10, 5120)
+def widths(size: Size) -> tuple[int, int, int]:
+    """Width, heads and feed-forward width of the 1B model."""
+    return (64, 2, 128) if size.tiny else (1280, 20, 5120)
+
+
+def shapes_of(name: str, rows: int, width: int, heads: int, inner: int) -> tuple[list[tuple[int, ...]], int]:
+    """Shapes of a step's inputs, and how many of them have the model's dtype; scales and tables are float32."""
     head = width // heads
-    for rows in size.pick([16384, 64, 2048], [5]):
-        shapes = {
-            "residual_step": [(rows, width), (rows, width), (width,)],
-            "qk_step": [(rows, heads, head), (heads, head), (rows, 1, head)],
-            "scaled_swiglu": [(rows, 2 * inner), (2 * inner,)],
-        }
-        for name, of_inputs in shapes.items():
-            label = f"{rows} rows of {of_inputs[0][-1]}" + (f" x {heads}" if name == "qk_step" else "")
-            wide = 2 if name == "residual_step" else 1  # so many inputs have the model's dtype; scales are float32
-            yield Plan(name, label, lambda name=name, s=of_inputs, wide=wide: _forward(size, name, s, wide))
+    return {
+        "residual_step": ([(rows, width), (rows, width), (width,)], 2),
+        "qk_step": ([(rows, heads, head), (heads, head), (rows, 1, head)], 1),
+        "scaled_swiglu": ([(rows, 2 * inner), (2 * inner,)], 1),
+    }[name]
+
+
+def plans(size: Size) -> Iterator[Plan]:
+    """Each step forward and backward, from decoding to 64k tokens; the normalisation of a large and a small model."""
+    width, heads, inner = widths(size)
+    for rows in size.pick([16384, 64, 256, 1024, 2048, 8192, 65536], [5]):
+        for name in ("residual_step", "qk_step", "scaled_swiglu"):
+            shapes, wide = shapes_of(name, rows, width, heads, inner)
+            label = f"{rows} rows of {shapes[0][-1]}" + (f" x {heads}" if name == "qk_step" else "")
+            yield Plan(name, label, lambda name=name, s=shapes, wide=wide: forward(size, name, s, wide))
             if rows >= 2048 or size.tiny:
-                build = lambda name=name, s=of_inputs, wide=wide: _backward(size, name, s, wide)  # noqa: E731
+                build = lambda name=name, s=shapes, wide=wide: backward(size, name, s, wide)  # noqa: E731
                 yield Plan(f"{name}_backward", label, build)
-    layers = 2 if size.tiny else 36
-    yield Plan("normalize_vectors_", f"{layers} layers of {width}", lambda: _normalize(size, layers, width, inner))
+    for layers, width, inner in [(2, 64, 128)] if size.tiny else [(36, 1280, 5120), (12, 768, 3072)]:
+        label = f"{layers} layers of {width}"
+        build = lambda n=layers, w=width, i=inner: normalize(size, n, w, i)  # noqa: E731
+        yield Plan("normalize_vectors_", label, build)
 
 
 def _inputs(size: Size, shapes: Sequence[tuple[int, ...]], wide: int) -> list[torch.Tensor]:
     return [size.normal(*shape, dtype=size.dtype if i < wide else torch.float32) for i, shape in enumerate(shapes)]
 
 
-def _forward(size: Size, name: str, shapes: Sequence[tuple[int, ...]], wide: int) -> Case:
+def forward(size: Size, name: str, shapes: Sequence[tuple[int, ...]], wide: int) -> Case:
+    """One step."""
     inputs = _inputs(size, shapes, wide)
     operator: Callable[..., torch.Tensor] = getattr(nlrl_kernels, name)
     definition: Callable[..., torch.Tensor] = getattr(reference, name)
@@ -60,7 +72,7 @@ def _compiled(function: Callable[..., object], inputs: list[torch.Tensor]) -> Ru
     return lambda: compiled(*inputs)
 
 
-def _backward(size: Size, name: str, shapes: Sequence[tuple[int, ...]], wide: int) -> Case:
+def backward(size: Size, name: str, shapes: Sequence[tuple[int, ...]], wide: int) -> Case:
     """Forward and backward together: torch.compile cuts the work between the two as it likes."""
     inputs = _inputs(size, shapes, wide)
     trained = inputs[:2] if name == "qk_step" else inputs
@@ -86,18 +98,20 @@ def _backward(size: Size, name: str, shapes: Sequence[tuple[int, ...]], wide: in
     return Case(lambda: step(operator, inputs), check, moved, alternatives={"torch.compile": alternative})
 
 
-def _normalize(size: Size, layers: int, width: int, inner: int) -> Case:
+def normalize(size: Size, layers: int, width: int, inner: int, only: int | None = None) -> Case:
+    """All matrices of a model, or only those that are normalised along axis ``only``."""
     vocabulary = 100 if size.tiny else 50304
     rows = [(vocabulary, width)] * 2 + [(width, width)] * (3 * layers) + [(2 * inner, width)] * layers
     columns = [(width, width)] * layers + [(width, inner)] * layers
-    matrices = [size.normal(*shape, dtype=torch.float32) for shape in rows + columns]
-    axes = [1] * len(rows) + [0] * len(columns)
+    chosen = [(shape, 1) for shape in rows if only != 0] + [(shape, 0) for shape in columns if only != 1]
+    matrices = [size.normal(*shape, dtype=torch.float32) for shape, _ in chosen]
+    axes = [axis for _, axis in chosen]
 
     def check() -> Iterator[Check]:
-        chosen = (0, 2, len(rows) - 1, len(rows), len(axes) - 1)
-        before = {i: matrices[i].clone() for i in chosen}
+        some = sorted({0, len(axes) // 2, max(0, axes.count(1) - 1), len(axes) - 1})  # of rows and of columns
+        before = {i: matrices[i].clone() for i in some}
         nlrl_kernels.normalize_vectors_(matrices, axes)
-        for i in chosen:
+        for i in some:
             with use_implementation("reference"):
                 nlrl_kernels.normalize_vectors_([before[i]], [axes[i]])
             yield f"matrix {i}", matrices[i], before[i], FORWARD[torch.float32]
