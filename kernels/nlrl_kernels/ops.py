@@ -19,21 +19,35 @@ def selective_scan(
     A_CN: torch.Tensor,
     B_BTN: torch.Tensor,
     C_BTN: torch.Tensor,
-    D_C: torch.Tensor,
+    D_C: torch.Tensor | None = None,
     z_BTC: torch.Tensor | None = None,
     start_BCN: torch.Tensor | None = None,
+    *,
+    bias_C: torch.Tensor | None = None,
+    softplus: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mamba-1's scan over whole sequences; differentiable in every tensor argument.
 
-    Source: Gu and Dao 2023, arXiv 2312.00752. ``delta_BTC`` is the step size after softplus; ``A_CN`` is negative.
+    Source: Gu and Dao 2023, arXiv 2312.00752, section 3.6. Equations: ``mamba_scan/reference.py``.
 
-    The output is multiplied by SiLU of the gate ``z_BTC``, if given. ``start_BCN`` is the state before the first token;
-    zeros when None.
+    Arguments that need a word:
+
+    - delta_BTC: the step size, or what it is the softplus of.
+    - A_CN: negative.
+    - B_BTN, C_BTN: best in float32, which every lane then reads as it is; other dtypes are converted first.
+    - D_C: the share of the input that skips the state; none when None.
+    - z_BTC: the output is multiplied by SiLU of this gate, if given.
+    - start_BCN: the state before the first token; zeros when None.
+    - bias_C: added to ``delta_BTC``.
+    - softplus: the step size is ``softplus(delta + bias)``. A step of size 0, which leaves the state alone, is then
+      made by a delta of minus infinity.
 
     Returns:
         y_BTC in the dtype of ``u_BTC`` and the final state [B, C, N] in float32 (float64 for float64 input).
     """
-    return select("selective_scan", u_BTC)(u_BTC, delta_BTC, A_CN, B_BTN, C_BTN, D_C, z_BTC, start_BCN)
+    return select("selective_scan", u_BTC)(
+        u_BTC, delta_BTC, A_CN, B_BTN, C_BTN, D_C, z_BTC, start_BCN, bias_C=bias_C, softplus=softplus
+    )
 
 
 def selective_scan_varlen(
@@ -42,7 +56,7 @@ def selective_scan_varlen(
     A_CN: torch.Tensor,
     B_TN: torch.Tensor,
     C_TN: torch.Tensor,
-    D_C: torch.Tensor,
+    D_C: torch.Tensor | None,
     *,
     starts_R1: torch.Tensor,
     states_SCN: torch.Tensor,
@@ -51,6 +65,9 @@ def selective_scan_varlen(
     start_CN: torch.Tensor,
     z_TC: torch.Tensor | None = None,
     out_TC: torch.Tensor | None = None,
+    bias_C: torch.Tensor | None = None,
+    softplus: bool = False,
+    longest: int | None = None,
 ) -> torch.Tensor:
     """The scan over packed rows, each continuing from its slot's state; no gradient, no host synchronisation.
 
@@ -61,6 +78,7 @@ def selective_scan_varlen(
     - slots_R: slot of each row; a negative slot skips the row and leaves its output untouched.
     - has_state_R: whether the row's slot holds its state; if not, the row starts from ``start_CN``.
     - out_TC: where to write the output; allocated when None.
+    - longest: no row has more tokens; decides only how work is cut up.
     """
     return select("selective_scan_varlen", u_TC)(
         u_TC,
@@ -76,6 +94,9 @@ def selective_scan_varlen(
         start_CN=start_CN,
         z_TC=z_TC,
         out_TC=out_TC,
+        bias_C=bias_C,
+        softplus=softplus,
+        longest=longest,
     )
 
 
@@ -85,12 +106,14 @@ def selective_state_update(
     A_CN: torch.Tensor,
     B_RN: torch.Tensor,
     C_RN: torch.Tensor,
-    D_C: torch.Tensor,
+    D_C: torch.Tensor | None,
     *,
     states_SCN: torch.Tensor,
     slots_R: torch.Tensor,
     z_RC: torch.Tensor | None = None,
     out_RC: torch.Tensor | None = None,
+    bias_C: torch.Tensor | None = None,
+    softplus: bool = False,
 ) -> torch.Tensor:
     """One token per row: the decode step of ``selective_scan_varlen``, every row continuing from its slot."""
     return select("selective_state_update", u_RC)(
@@ -104,7 +127,36 @@ def selective_state_update(
         slots_R=slots_R,
         z_RC=z_RC,
         out_RC=out_RC,
+        bias_C=bias_C,
+        softplus=softplus,
     )
+
+
+def mean_of_norms(
+    x_C: torch.Tensor, z_C: torch.Tensor, x_weight_C: torch.Tensor, z_weight_C: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """``(rms(x, x_weight) + rms(z, z_weight)) / 2`` over the last axis; differentiable in every tensor argument.
+
+    Source: Hymba (Dong et al. 2024, arXiv 2411.13676, section 2), whose beta vectors are the weights. All arithmetic is
+    float32 or wider and the result is rounded once, where the official code also rounds each norm.
+
+    Returns:
+        In the shape and dtype of ``x_C``.
+    """
+    return _hymba_norms(x_C).mean_of_norms(x_C, z_C, x_weight_C, z_weight_C, eps)
+
+
+def selection_norms(
+    x_P: torch.Tensor, dt_weight_R: torch.Tensor, B_weight_N: torch.Tensor, C_weight_N: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The three RMS norms of what Hymba's scan selects by, side by side in the last axis; differentiable in every tensor.
+
+    Not within the scan: the first goes into a projection, and the others would be repeated by every block of channels.
+
+    Returns:
+        dt [..., R] in the dtype of ``x_P``; B and C [..., N] in float32 (float64 for float64 input), as scans read them.
+    """
+    return _hymba_norms(x_P).selection_norms(x_P, dt_weight_R, B_weight_N, C_weight_N, eps)
 
 
 def causal_conv1d_varlen(
@@ -236,7 +288,7 @@ def pinned_window_attention_varlen(
     Returns:
         [T, H, V] in the dtype of ``q_THD``.
     """
-    return select("pinned_window_attention_varlen", q_THD)(
+    return _window_attention(q_THD).pinned_window_attention_varlen(
         q_THD,
         k_SGD,
         v_SGV,
@@ -272,7 +324,57 @@ def binary_linear(
     Returns:
         [..., O] in the dtype of x.
     """
-    return select("binary_linear", x)(x, packed_OJ, scale_I, shift_I, zeros_Z2)
+    return _binary(x).binary_linear(x, packed_OJ, scale_I, shift_I, zeros_Z2)
+
+
+def normed_binary_linear(
+    x: torch.Tensor,
+    weight_I: torch.Tensor,
+    packed_OJ: torch.Tensor,
+    scale_I: torch.Tensor,
+    shift_I: torch.Tensor,
+    zeros_Z2: torch.Tensor | None = None,
+    *,
+    eps: float,
+    gate: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """``residual + binary_linear(RMSNorm(x * SiLU(gate)))``: what stands around a projection of Bi-Mamba, in one call.
+
+    The norm is over all of the last axis, in float32. No gradient from Triton. With ``weight_I`` 1 in every entry and
+    neither gate nor residual it is ``binary_linear`` after a norm without weight.
+
+    Arguments that need a word:
+
+    - x: as in ``binary_linear``, as are the bits and their scales; its norm is taken here.
+    - weight_I: of the norm.
+    - gate: in the shape of x.
+    - residual: [..., O]; also sets the dtype of the result.
+    - dtype: of the product, to which scale times x is rounded; x's if None, so name it where x is a float32 stream.
+
+    Returns:
+        [..., O] in ``dtype``, or in that of the residual.
+    """
+    return _binary(x).normed_binary_linear(
+        x, weight_I, packed_OJ, scale_I, shift_I, zeros_Z2, eps=eps, gate=gate, residual=residual, dtype=dtype
+    )
+
+
+def latent_linear(
+    x: torch.Tensor, weight_OI: torch.Tensor, scale_I: torch.Tensor, shift_I: torch.Tensor
+) -> torch.Tensor:
+    """The same layer from the latent matrix that trains; differentiable in every argument.
+
+    The gradient passes the sign as if it were the identity, without clipping (straight-through): for g = dL/dW_eff
+    that is scale g for the matrix, and sums by column of sign(W) g and of g for scale and shift. Source: as
+    ``binary_linear``. The matrix may be float32 where x is not; W_eff is rounded to the dtype of x. Under autocast x is
+    brought to its dtype, as a linear layer does.
+    """
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        x = x.to(torch.get_autocast_dtype(device))
+    return _binary(x).latent_linear(x, weight_OI, scale_I, shift_I)
 
 
 def diff_attention_varlen(
@@ -418,6 +520,33 @@ def normalize_vectors_(matrices: Sequence[torch.Tensor], axes: Sequence[int]) ->
     """
     if matrices:
         select("normalize_vectors_", matrices[0])(matrices, axes)
+
+
+def _binary(tensor: torch.Tensor) -> ModuleType:
+    """As ``_hypersphere``."""
+    if implementation_for(tensor) == "triton":
+        from nlrl_kernels.binary import triton_impl as chosen
+    else:
+        from nlrl_kernels.binary import reference as chosen
+    return chosen
+
+
+def _window_attention(tensor: torch.Tensor) -> ModuleType:
+    """What ``select`` does, by statements that torch.compile follows."""
+    if implementation_for(tensor) == "triton":
+        from nlrl_kernels.window_attention import triton_impl as chosen
+    else:
+        from nlrl_kernels.window_attention import reference as chosen
+    return chosen
+
+
+def _hymba_norms(tensor: torch.Tensor) -> ModuleType:
+    """As ``_hypersphere``."""
+    if implementation_for(tensor) == "triton":
+        from nlrl_kernels.hymba_norms import triton_impl as chosen
+    else:
+        from nlrl_kernels.hymba_norms import reference as chosen
+    return chosen
 
 
 def _hypersphere(tensor: torch.Tensor) -> ModuleType:

@@ -1,7 +1,7 @@
 """Compile the kernels for an H100 (sm_90) and print their names; run by test_compile.py, in a process of its own.
 
-Window attention and nGPT's steps are compiled at their real shapes, by compile_window_attention.py and
-compile_hypersphere.py.
+Window attention, nGPT's steps and binary layers are compiled at their real shapes, by compile_window_attention.py,
+compile_hypersphere.py and compile_binary.py.
 
 Needs no GPU, only triton. The interpreter accepts code that the compiler refuses, hence this second check.
 """
@@ -11,7 +11,6 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from nlrl_kernels.binary import triton_impl as binary
 from nlrl_kernels.causal_conv import triton_impl as conv
 from nlrl_kernels.diff_attention import backward as diff_backward
 from nlrl_kernels.diff_attention import kernels as diff
@@ -24,8 +23,6 @@ INDEX = {
     "has_state_ptr": "*i1",
     "table_ptr": "*i32",
     "lengths_ptr": "*i32",
-    "packed_ptr": "*u8",
-    "zeros_ptr": "*i32",
 }
 TILE = {"BLOCK_C": 32, "BLOCK_N": 16}
 WIDE = (
@@ -89,8 +86,6 @@ def main():
             compile_kernel(scan._scan_rows, {"ONE_TOKEN": full, "HAS_Z": full} | TILE, dtype)
             conv_tile = {"K": 4, "BLOCK_K": 4, "BLOCK_T": 1 if full else 16, "BLOCK_C": 128}
             compile_kernel(conv._conv_rows, {"ONE_TOKEN": full} | conv_tile, dtype, num_warps=4)
-            compile_kernel(binary._few_rows, {"ROWS": 1 if full else 8} | binary._BLOCK_FEW, dtype, num_warps=4)
-            compile_kernel(binary._many_rows, {"BLOCK_T": 16 if full else 64} | binary._BLOCK_MANY, dtype, num_warps=4)
 
 
 if __name__ == "__main__":

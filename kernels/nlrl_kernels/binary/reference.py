@@ -15,6 +15,8 @@ are 0. Axes: O outputs, I inputs, J bytes of a row, Z zeros; x may have any numb
 import torch
 import torch.nn.functional as F
 
+from nlrl_kernels.binary.straight_through import binary_weight
+
 _BITS = 8
 
 
@@ -29,6 +31,34 @@ def binary_linear(
     wide = torch.promote_types(x.dtype, torch.float32)
     signs_OI = unpack_signs(packed_OJ, x.shape[-1], zeros_Z2, dtype=wide)
     return multiply_signs(x, signs_OI, scale_I, shift_I)
+
+
+def normed_binary_linear(
+    x: torch.Tensor,
+    weight_I: torch.Tensor,
+    packed_OJ: torch.Tensor,
+    scale_I: torch.Tensor,
+    shift_I: torch.Tensor,
+    zeros_Z2: torch.Tensor | None = None,
+    *,
+    eps: float,
+    gate: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """See ``nlrl_kernels.normed_binary_linear``."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    normed = x.to(wide) if gate is None else x.to(wide) * F.silu(gate.to(wide))
+    normed = normed * torch.rsqrt(normed.square().mean(dim=-1, keepdim=True) + eps) * weight_I
+    y = binary_linear(normed, packed_OJ, scale_I, shift_I, zeros_Z2)
+    return y.to(dtype or x.dtype) if residual is None else (residual + y).to(residual.dtype)
+
+
+def latent_linear(
+    x: torch.Tensor, weight_OI: torch.Tensor, scale_I: torch.Tensor, shift_I: torch.Tensor
+) -> torch.Tensor:
+    """See ``nlrl_kernels.latent_linear``."""
+    return F.linear(x, binary_weight(weight_OI, scale_I, shift_I).to(x.dtype))
 
 
 def multiply_signs(

@@ -1,99 +1,83 @@
-"""The binary linear layer in Triton; equations and axes in ``reference.py``.
+"""The binary layer in Triton; equations and axes in ``reference.py``, kernels in ``kernels.py`` and ``training.py``.
 
-Both kernels read packed bytes and form the signs in registers: the dense matrix never exists in memory. Up to
-``_FEW`` rows are a matrix-vector product in float32 on the ordinary cores, since reading the bits is what costs; more
-rows use the tensor cores. Zeros are looked up by each block of outputs among all of them: there are a few in a matrix
-or none, and none cost nothing.
+Three ways through the product, by rows, none of which ever stores a sign of a small batch:
+
+- few rows: one launch, in which each program also scales x, since reading the bits is what costs;
+- more: x is scaled once, then multiplied by bits that become numbers in registers;
+- very many: the matrix is unpacked once into 16-bit numbers for cuBLAS, where its faster product pays for that.
+
+16-bit products take scale times x, rounded once, and signs, which are exact, and add up in float32. float32 products
+are IEEE. One way takes the same sums in the same order at every run.
 """
 
-# Arguments of a kernel are pointers and scalars that only Triton can type:
-# ruff: noqa: ANN001, ANN202
-# pyright: reportCallIssue=false, reportArgumentType=false, reportAssignmentType=false, reportGeneralTypeIssues=false
+# Triton types neither launches nor its own helpers:
+# pyright: reportCallIssue=false, reportArgumentType=false
+
+from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 
-_FEW = 8
-_BLOCK_FEW = {"BLOCK_O": 16, "BLOCK_J": 32}
-_BLOCK_MANY = {"BLOCK_O": 64, "BLOCK_J": 8}
+from nlrl_kernels.binary import kernels, training
 
 
-@triton.jit
-def _few_rows(
-    x_ptr, packed_ptr, scale_ptr, shift_ptr, zeros_ptr, out_ptr,
-    rows, inputs, outputs, zeros, x_t, out_t,
-    ROWS: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_J: tl.constexpr,
-):  # fmt: skip
-    """One program: a block of outputs of every row. ROWS >= rows is a power of two."""
-    o = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
-    in_o = o < outputs
-    width = tl.cdiv(inputs, 8)
-    bit = tl.arange(0, 8)[None, :]
-    t = tl.arange(0, ROWS)
-    y = tl.zeros((ROWS, BLOCK_O), tl.float32)
-    for begin in range(0, width, BLOCK_J):
-        j = begin + tl.arange(0, BLOCK_J)
-        i = j[:, None] * 8 + bit
-        in_i = i < inputs
-        scale = tl.load(scale_ptr + i, mask=in_i, other=0.0).to(tl.float32)
-        shift = tl.load(shift_ptr + i, mask=in_i, other=0.0).to(tl.float32)
-        at = o[:, None].to(tl.int64) * width + j[None, :]
-        packed = tl.load(packed_ptr + at, mask=in_o[:, None] & (j < width)[None, :], other=0).to(tl.int32)
-        signs = (((packed[:, :, None] >> bit[None, :, :]) & 1) * 2 - 1).to(tl.float32)
-        for row in tl.static_range(ROWS):  # type: ignore[misc]
-            x = tl.load(x_ptr + row * x_t + i, mask=in_i & (row < rows), other=0.0).to(tl.float32)
-            part = tl.sum(tl.sum(signs * (x * scale)[None, :, :], axis=2), axis=1)
-            part += tl.sum(tl.sum(x * shift, axis=1), axis=0)
-            y += tl.where(t[:, None] == row, part[None, :], 0.0)
-    for z in range(zeros):
-        zero = tl.load(zeros_ptr + 2 * z)
-        column = tl.load(zeros_ptr + 2 * z + 1)
-        if (zero >= tl.program_id(0) * BLOCK_O) & (zero < (tl.program_id(0) + 1) * BLOCK_O):
-            x = tl.load(x_ptr + t * x_t + column, mask=t < rows, other=0.0).to(tl.float32)
-            x = x * tl.load(scale_ptr + column).to(tl.float32)
-            y += tl.where(o[None, :] == zero, x[:, None], 0.0)
-    tl.store(out_ptr + t[:, None] * out_t + o[None, :], y, mask=(t < rows)[:, None] & in_o[None, :])
+@dataclass(frozen=True, slots=True)
+class Few:
+    """How ``few_rows`` is cut.
+
+    Attributes:
+        outputs: of a program.
+        slices: of the inputs.
+        warps, stages: as Triton counts them.
+        early: bits are asked for before the kernel that makes x has ended (programmatic dependent launch).
+        fused: x is scaled by the product itself; else by a launch before it, as always where a norm is asked for.
+    """
+
+    outputs: int
+    slices: int
+    warps: int
+    stages: int
+    early: bool = False
+    fused: bool = True
 
 
-@triton.jit
-def _many_rows(
-    x_ptr, packed_ptr, scale_ptr, shift_ptr, zeros_ptr, out_ptr,
-    rows, inputs, outputs, zeros, x_t, out_t,
-    BLOCK_T: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_J: tl.constexpr,
-):  # fmt: skip
-    """One program: a tile of rows and outputs."""
-    t = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)
-    o = tl.program_id(0) * BLOCK_O + tl.arange(0, BLOCK_O)
-    in_t, in_o = t < rows, o < outputs
-    width = tl.cdiv(inputs, 8)
-    x_ptr += t.to(tl.int64) * x_t
-    bit = tl.arange(0, 8)
-    dtype = x_ptr.dtype.element_ty
-    y = tl.zeros((BLOCK_T, BLOCK_O), tl.float32)
-    shared = tl.zeros((BLOCK_T,), tl.float32)
-    for begin in range(0, width, BLOCK_J):
-        i = begin * 8 + tl.arange(0, BLOCK_J * 8)
-        in_i = i < inputs
-        x = tl.load(x_ptr[:, None] + i[None, :], mask=in_t[:, None] & in_i[None, :], other=0.0).to(tl.float32)
-        scale = tl.load(scale_ptr + i, mask=in_i, other=0.0).to(tl.float32)
-        shift = tl.load(shift_ptr + i, mask=in_i, other=0.0).to(tl.float32)
-        shared += tl.sum(x * shift[None, :], axis=1)
-        j = begin + tl.arange(0, BLOCK_J)
-        at = o[None, :].to(tl.int64) * width + j[:, None]
-        packed = tl.load(packed_ptr + at, mask=(j < width)[:, None] & in_o[None, :], other=0).to(tl.int32)
-        signs = ((packed[:, None, :] >> bit[None, :, None]) & 1) * 2 - 1
-        signs = tl.reshape(signs, (BLOCK_J * 8, BLOCK_O)).to(dtype)
-        y = tl.dot((x * scale[None, :]).to(dtype), signs, acc=y, input_precision="ieee")
-    for z in range(zeros):
-        zero = tl.load(zeros_ptr + 2 * z)
-        column = tl.load(zeros_ptr + 2 * z + 1)
-        if (zero >= tl.program_id(0) * BLOCK_O) & (zero < (tl.program_id(0) + 1) * BLOCK_O):
-            x = tl.load(x_ptr + column, mask=in_t, other=0.0).to(tl.float32)
-            x = (x * tl.load(scale_ptr + column).to(tl.float32)).to(dtype).to(tl.float32)
-            y += tl.where(o[None, :] == zero, x[:, None], 0.0)
-    out = out_ptr + t.to(tl.int64)[:, None] * out_t + o[None, :]
-    tl.store(out, y + shared[:, None], mask=in_t[:, None] & in_o[None, :])
+@dataclass(frozen=True, slots=True)
+class Many:
+    """How ``many_rows`` is cut: rows and outputs of a program."""
+
+    rows: int
+    outputs: int
+    warps: int
+    stages: int
+
+
+FEW = 8
+"""Up to so many rows ``few_rows`` runs; a power of two."""
+
+DENSE = 4096
+"""From so many rows on the matrix is unpacked."""
+
+
+def few_tile(rows: int, outputs: int, inputs: int) -> Few:
+    """What ``few_rows`` is launched with. At least 16 columns of (row, slice), or the product is a slower one."""
+    slices = {1: 4, 2: 4, 4: 4}.get(rows, 2)
+    per_program = 128 // slices if outputs >= 8192 else 64 // slices
+    return Few(per_program, slices, 4, 4)
+
+
+def many_tile(rows: int, outputs: int) -> Many:
+    """What ``many_rows`` is launched with: large tiles where they fill the multiprocessors of an H100 (132)."""
+    if rows >= 1024:
+        return Many(256, 128, 8, 3)
+    if rows >= 256:
+        return Many(128, 128, 8, 3)
+    return Many(64, 64, 4, 4) if rows > 64 and outputs >= 8192 else Many(32, 64, 4, 4)
+
+
+def takes_dense(rows: int, dtype: torch.dtype) -> bool:
+    """Whether this many rows go through an unpacked matrix."""
+    return rows >= DENSE and dtype in (torch.float16, torch.bfloat16)
 
 
 def binary_linear(
@@ -104,23 +88,211 @@ def binary_linear(
     zeros_Z2: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """See ``nlrl_kernels.binary_linear``."""
-    inputs, outputs = x.shape[-1], len(packed_OJ)
-    x_TI = x.reshape(-1, inputs)
-    x_TI = x_TI if x_TI.stride(-1) == 1 else x_TI.contiguous()
-    out_TO = torch.empty(len(x_TI), outputs, dtype=x.dtype, device=x.device)
-    rows = len(x_TI)
-    if rows:
-        zeros = 0 if zeros_Z2 is None else len(zeros_Z2)
-        arguments = (
-            x_TI, packed_OJ.contiguous(), scale_I.contiguous(), shift_I.contiguous(),
-            packed_OJ if zeros_Z2 is None else zeros_Z2.contiguous(), out_TO,
-            rows, inputs, outputs, zeros, x_TI.stride(0), out_TO.stride(0),
-        )  # fmt: skip
-        if rows <= _FEW:
-            grid = (triton.cdiv(outputs, _BLOCK_FEW["BLOCK_O"]),)
-            _few_rows[grid](*arguments, ROWS=triton.next_power_of_2(rows), **_BLOCK_FEW, num_warps=4)
-        else:
-            block = 16 if rows <= 16 else 64
-            grid = (triton.cdiv(outputs, _BLOCK_MANY["BLOCK_O"]), triton.cdiv(rows, block))
-            _many_rows[grid](*arguments, BLOCK_T=block, **_BLOCK_MANY, num_warps=4)
+    return _binary_linear(x, packed_OJ, scale_I, shift_I, zeros_Z2)
+
+
+def normed_binary_linear(
+    x: torch.Tensor,
+    weight_I: torch.Tensor,
+    packed_OJ: torch.Tensor,
+    scale_I: torch.Tensor,
+    shift_I: torch.Tensor,
+    zeros_Z2: torch.Tensor | None = None,
+    *,
+    eps: float,
+    gate: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """See ``nlrl_kernels.normed_binary_linear``."""
+    return _normed(x, weight_I, packed_OJ, scale_I, shift_I, zeros_Z2, eps, gate, residual, dtype)
+
+
+def latent_linear(
+    x: torch.Tensor, weight_OI: torch.Tensor, scale_I: torch.Tensor, shift_I: torch.Tensor
+) -> torch.Tensor:
+    """See ``nlrl_kernels.latent_linear``."""
+    return training.latent_linear(x, weight_OI, scale_I, shift_I)
+
+
+@torch.library.custom_op("nlrl_kernels::binary_linear", mutates_args=())
+def _binary_linear(
+    x: torch.Tensor, packed: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, zeros: torch.Tensor | None
+) -> torch.Tensor:
+    return run(x, packed, scale, shift, zeros)
+
+
+@_binary_linear.register_fake
+def _(
+    x: torch.Tensor, packed: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, zeros: torch.Tensor | None
+) -> torch.Tensor:
+    return x.new_empty(*x.shape[:-1], packed.shape[0])
+
+
+@torch.library.custom_op("nlrl_kernels::normed_binary_linear", mutates_args=())
+def _normed(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    packed: torch.Tensor,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    zeros: torch.Tensor | None,
+    eps: float,
+    gate: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    dtype: torch.dtype | None,
+) -> torch.Tensor:
+    return run(x, packed, scale, shift, zeros, weight, eps, gate, residual, dtype)
+
+
+@_normed.register_fake
+def _(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    packed: torch.Tensor,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    zeros: torch.Tensor | None,
+    eps: float,
+    gate: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    dtype: torch.dtype | None,
+) -> torch.Tensor:
+    kept = dtype or x.dtype if residual is None else residual.dtype
+    return x.new_empty(*x.shape[:-1], packed.shape[0], dtype=kept)
+
+
+def run(
+    x: torch.Tensor,
+    packed_OJ: torch.Tensor,
+    scale_I: torch.Tensor,
+    shift_I: torch.Tensor,
+    zeros_Z2: torch.Tensor | None,
+    weight_I: torch.Tensor | None = None,
+    eps: float = 0.0,
+    gate: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """Both operators, outside of the dispatcher: for who has an operation of their own around it, as vLLM's views do.
+
+    ``dtype`` is that of the product, x's if None; a residual sets the dtype of the result.
+    """
+    outputs = len(packed_OJ)
+    dtype = dtype or x.dtype
+    x_TI, gate_TI, residual_TO = (None if a is None else _rows(a) for a in (x, gate, residual))
+    assert x_TI is not None
+    out_TO = torch.empty(len(x_TI), outputs, dtype=dtype if residual is None else residual.dtype, device=x.device)
+    parts = _Parts(x_TI, packed_OJ, scale_I, shift_I, zeros_Z2, weight_I, eps, gate_TI, residual_TO, dtype, out_TO)
+    if not len(x_TI):
+        pass
+    elif len(x_TI) <= FEW:
+        _run_few(parts)
+    elif takes_dense(len(x_TI), dtype):
+        _run_dense(parts)
+    else:
+        _run_many(parts)
     return out_TO.view(*x.shape[:-1], outputs)
+
+
+class _Parts:
+    """The operands as kernels take them, an absent one standing for by another that is not looked at."""
+
+    def __init__(
+        self,
+        x_TI: torch.Tensor,
+        packed_OJ: torch.Tensor,
+        scale_I: torch.Tensor,
+        shift_I: torch.Tensor,
+        zeros_Z2: torch.Tensor | None,
+        weight_I: torch.Tensor | None,
+        eps: float,
+        gate_TI: torch.Tensor | None,
+        residual_TO: torch.Tensor | None,
+        dtype: torch.dtype,
+        out_TO: torch.Tensor,
+    ) -> None:
+        packed_OJ = packed_OJ.contiguous()
+        self.rows, self.inputs = x_TI.shape
+        self.outputs, self.width = packed_OJ.shape
+        self.row_bytes = self.width
+        self.aligned = self.width % 2 == 0 and packed_OJ.data_ptr() % 2 == 0
+        self.packed = packed_OJ
+        if self.aligned:
+            self.packed, self.width = packed_OJ.view(torch.int16), self.width // 2
+        self.x, self.out, self.dtype, self.eps = x_TI, out_TO, dtype, eps
+        self.scale, self.shift = scale_I.contiguous(), shift_I.contiguous()
+        self.zeros = packed_OJ if zeros_Z2 is None else zeros_Z2.contiguous()
+        self.zero_count = 0 if zeros_Z2 is None else len(zeros_Z2)
+        self.weight = self.scale if weight_I is None else weight_I.contiguous()
+        self.gate = x_TI if gate_TI is None else gate_TI
+        self.residual = out_TO if residual_TO is None else residual_TO
+        self.norms, self.gates, self.adds = weight_I is not None, gate_TI is not None, residual_TO is not None
+        # Where the tensor cannot be on a GPU it is the interpreter that runs, which knows no assembly.
+        self.words = {
+            "ALIGNED": self.aligned,
+            "DTYPE": {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}.get(dtype, tl.float32),
+            "ASSEMBLY": x_TI.is_cuda and dtype in (torch.float16, torch.bfloat16),
+        }
+
+
+def _run_few(p: _Parts) -> None:
+    tile = few_tile(triton.next_power_of_2(p.rows), p.outputs, p.inputs)
+    # The tensor core's fast product takes 16 columns or more.
+    rows = max(triton.next_power_of_2(p.rows), 16 // tile.slices)
+    sectors = triton.next_power_of_2(triton.cdiv(tile.outputs * p.row_bytes, 32)) if tile.early and p.x.is_cuda else 0
+    early = {"launch_pdl": True} if sectors else {}
+    ready, step = p.norms or p.gates or not tile.fused, 128 * tile.slices
+    x, shared = p.x, p.out
+    if ready:
+        x, shared = _prepare(p, triton.cdiv(p.inputs, step) * step, early=sectors > 0)
+    kernels.few_rows[(triton.cdiv(p.outputs, tile.outputs),)](
+        x, shared, p.packed, p.scale, p.shift, p.zeros, p.residual, p.out,
+        p.rows, p.inputs, p.outputs, p.width, p.zero_count, x.stride(0), p.residual.stride(0), p.out.stride(0),
+        **p.words, EARLY=sectors, READY=ready, ADD=p.adds,
+        ROWS=rows, SLICES=tile.slices, BLOCK_O=tile.outputs, num_warps=tile.warps, num_stages=tile.stages, **early,
+    )  # fmt: skip
+
+
+def _prepare(p: _Parts, width: int, *, dense: bool = False, early: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale times x in the order of the product, ``width`` entries a row, and the number that a row's outputs share."""
+    ready_TI = torch.empty(p.rows, width, dtype=p.dtype, device=p.x.device)
+    shared_T = torch.empty(p.rows, dtype=torch.float32, device=p.x.device)
+    block = max(128, triton.next_power_of_2(width))
+    kernels.prepare_rows[(p.rows,)](
+        p.x, p.scale, p.shift, p.gate, p.weight, ready_TI, shared_T,
+        p.inputs, p.x.stride(0), p.gate.stride(0), width, p.eps,
+        NORM=p.norms, GATE=p.gates, DENSE=dense, EARLY=early, BLOCK=block, num_warps=min(16, max(1, block // 512)),
+    )  # fmt: skip
+    return ready_TI, shared_T
+
+
+def _run_many(p: _Parts) -> None:
+    ready_TI, shared_T = _prepare(p, triton.cdiv(p.inputs, 128) * 128)
+    tile = many_tile(p.rows, p.outputs)
+    kernels.many_rows[(triton.cdiv(p.outputs, tile.outputs), triton.cdiv(p.rows, tile.rows))](
+        ready_TI, shared_T, p.packed, p.zeros, p.residual, p.out,
+        p.rows, p.outputs, p.width, p.zero_count, ready_TI.stride(0), p.residual.stride(0), p.out.stride(0),
+        **p.words, ADD=p.adds,
+        BLOCK_T=tile.rows, BLOCK_O=tile.outputs, num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+
+
+def _run_dense(p: _Parts) -> None:
+    width = triton.cdiv(p.inputs + 3, 8) * 8
+    ready_TI, _ = _prepare(p, width, dense=True)
+    signs_OI = torch.empty(p.outputs, width, dtype=p.dtype, device=p.x.device)
+    kernels.unpack_rows[(triton.cdiv(p.outputs, 4), triton.cdiv(width, 16 * 32))](
+        p.packed, p.zeros, signs_OI, p.inputs, p.outputs, p.width, p.zero_count, width,
+        ALIGNED=p.aligned, BLOCK_O=4, BLOCK_Q=32, num_warps=4,
+    )  # fmt: skip
+    if p.adds:
+        p.out.copy_(torch.mm(ready_TI, signs_OI.T)).add_(p.residual)
+    else:
+        torch.mm(ready_TI, signs_OI.T, out=p.out)
+
+
+def _rows(a: torch.Tensor) -> torch.Tensor:
+    """[rows, last axis], adjacent entries along the last."""
+    a = a.reshape(-1, a.shape[-1])
+    return a if a.stride(-1) == 1 else a.contiguous()
