@@ -64,6 +64,22 @@ def train(
     raise typer.Exit(bench(choice(shape, steps, out)))
 
 
+@app.command()
+def loop(
+    recipe: Annotated[str, typer.Argument(help="A recipe whose loop trains one model.")] = "tic_tac_toe",
+    backbone: Annotated[str, typer.Option(help="A model in the box, a folder, or a hub id.")] = "hymba",
+    set_: Annotated[list[str] | None, typer.Option("-s", "--set", help="Override a recipe key.")] = None,
+    apart: Annotated[bool, typer.Option("--apart/--together", help="vLLM's core in its own process.")] = True,
+    iterations: Annotated[int, typer.Option(min=1, help="The last is the figure.")] = 2,
+    profile: Annotated[bool, typer.Option("--profile", help="Count Python's calls too, which slows it.")] = False,
+    limit: Limit = 480.0,
+    out: Out = RESULTS,
+) -> None:
+    """Time each phase of a loop's iteration, and hold its tokens a second against the same requests as one batch."""
+    choice, bench = _needed("nlrl.bench_loop", "Choice", "bench")
+    raise typer.Exit(bench(choice(recipe, tuple(set_ or ()), backbone, apart, iterations, profile, limit, out)))
+
+
 def _needed(module: str, *names: str) -> tuple[Callable[..., Any], ...]:
     """What measures; a sentence where the packages it needs are not installed."""
     from nlrl.registry import resolve
