@@ -42,6 +42,7 @@ class HymbaCache:
         self.layers = [LayerCache() for _ in range(config.num_hidden_layers)]
         self.positions_BS: torch.Tensor | None = None
         self.counts_B: torch.Tensor | None = None
+        self.packed = True  # no padding between or before tokens
 
     @property
     def is_filled(self) -> bool:
@@ -55,6 +56,7 @@ class HymbaCache:
     def advance(self, rows: "Rows") -> None:
         """Take over the positions of a finished call."""
         self.positions_BS, self.counts_B = rows.key_positions_BS, rows.counts_B
+        self.packed = rows.packed and not rows.padded
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep these rows of the batch, in this order; a row may be taken several times."""
@@ -88,7 +90,10 @@ class Rows:
         padded: whether there may be padding.
         spared: leading tokens that no adapter acts on: the meta tokens in the call that they stand in front of.
         narrowed: by how much windows are narrower: 1 where one token is decoded as the official code does.
+        packed: whether slots stand at positions 0, 1, 2, ..., with padding at most behind them.
     """
+
+    packed = True
 
     def __init__(
         self,
@@ -108,6 +113,7 @@ class Rows:
         self.counts_B = counts_B
         self._num_meta = config.num_meta
         self._masks: dict[int | None, torch.Tensor] = {}
+        self._starts: dict[tuple[int, int], torch.Tensor] = {}
 
     @classmethod
     def next(
@@ -131,7 +137,16 @@ class Rows:
         new = torch.full_like(before, length - meta) if counts_B is None else counts_B
         if padded:
             positions = torch.where(steps_T < meta + new[:, None], positions, _PADDING)
-        return cls(positions, past, before + new, config, padded)
+        rows = cls(positions, past, before + new, config, padded)
+        rows.packed = cache is None or cache.packed
+        return rows
+
+    def starts(self, batch: int, length: int) -> torch.Tensor:
+        """Where each of so many rows of this length begins, and the last one ends, [B + 1]."""
+        if (batch, length) not in self._starts:
+            steps = torch.arange(batch + 1, dtype=torch.int32, device=self.positions_BT.device)
+            self._starts[batch, length] = steps * length
+        return self._starts[batch, length]
 
     def visible(self, window: int | None) -> torch.Tensor:
         """Mask [B, 1, T, S]: causal, and within the window or a meta token."""

@@ -14,7 +14,7 @@ from nlrl_backbones.common.convolution import shifted_convolution
 from nlrl_backbones.hymba.cache import LayerCache, Rows
 from nlrl_backbones.hymba.config import HymbaConfig
 from nlrl_backbones.hymba.weights import in_proj_rows
-from nlrl_kernels import selective_scan
+from nlrl_kernels import implementation_for, pinned_window_attention_varlen, selective_scan
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
 
@@ -85,12 +85,33 @@ class HymbaMixer(nn.Module):
         return x_BTC.unflatten(-1, (-1, width)).transpose(1, 2)
 
     def _attend(self, q_BHTD: torch.Tensor, k_BGSD: torch.Tensor, v_BGSV: torch.Tensor, rows: Rows) -> torch.Tensor:
+        """Attention of the new tokens over all, [B, T, C]: by a kernel where there is one for this device."""
+        if rows.packed and implementation_for(q_BHTD) == "triton":
+            return self._attend_packed(q_BHTD, k_BGSD, v_BGSV, rows)
         repeats = q_BHTD.shape[1] // k_BGSD.shape[1]  # each key/value head serves a block of query heads
         k_BHSD, v_BHSV = (x.repeat_interleave(repeats, dim=1) for x in (k_BGSD, v_BGSV))
         out_BHTV = F.scaled_dot_product_attention(
             q_BHTD, k_BHSD, v_BHSV, attn_mask=rows.visible(self.window), scale=self.config.key_head_dim**-0.5
         )
         return out_BHTV.transpose(1, 2).flatten(2)
+
+    def _attend_packed(
+        self, q_BHTD: torch.Tensor, k_BGSD: torch.Tensor, v_BGSV: torch.Tensor, rows: Rows
+    ) -> torch.Tensor:
+        (batch, _, length, _), slots = q_BHTD.shape, k_BGSD.shape[2]
+        q_IHD, k_IGD, v_IGV = (x.transpose(1, 2).flatten(0, 1) for x in (q_BHTD, k_BGSD, v_BGSV))
+        out_IHV = pinned_window_attention_varlen(
+            q_IHD,
+            k_IGD,
+            v_IGV,
+            starts_R1=rows.starts(batch, length),
+            key_starts_R1=rows.starts(batch, slots),
+            max_query_len=length,
+            window=None if self.window is None else self.window - rows.narrowed,
+            pinned=self.config.num_meta,
+            scale=self.config.key_head_dim**-0.5,
+        )
+        return out_IHV.unflatten(0, (batch, length)).flatten(2)
 
     def _scan(self, x_BTC: torch.Tensor, gate_BTC: torch.Tensor, rows: Rows, cache: LayerCache | None) -> torch.Tensor:
         u_BTC = self._convolve(x_BTC, rows, cache)

@@ -4,7 +4,8 @@ The M meta tokens' keys and values are the same for every request, so each layer
 query sees them besides its window; vLLM's paging, window freeing and prefix hashes then know real tokens only.
 One page row is a token's key and value side by side, and their widths may differ.
 
-On CUDA the Triton kernel of ``nlrl_kernels`` does the work; on a CPU the loops of ``vllm_cpu``.
+On CUDA the Triton kernels of ``nlrl_kernels`` do the work, one launch for the rows that decode, whose keys are shared
+out over the GPU, and one for the others; on a CPU the loops of ``vllm_cpu``.
 """
 
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from vllm.v1.attention.backend import (
     CommonAttentionMetadata,
     MultipleOf,
 )
+from vllm.v1.attention.backends.utils import split_decodes_and_prefills
 from vllm.v1.kv_cache_layout import KVCacheLayout
 
 from nlrl_kernels import pinned_window_attention
@@ -34,9 +36,11 @@ _MANY_QUERIES = 12
 
 @dataclass
 class PinnedWindowMetadata(AttentionMetadata):
-    """What one step needs: where the rows are, and their pages. R rows, P blocks a row."""
+    """What one step needs: where the rows are, and their pages. R rows, P blocks a row; rows of one token first."""
 
     num_tokens: int
+    num_decodes: int
+    num_decode_tokens: int
     max_query_len: int
     starts: torch.Tensor  # [R + 1]
     lengths: torch.Tensor  # [R]
@@ -102,8 +106,12 @@ class PinnedWindowMetadataBuilder(AttentionMetadataBuilder[PinnedWindowMetadata]
         self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
     ) -> PinnedWindowMetadata:
         common = common_attn_metadata
+        # By the host's copy of the starts: nothing waits for the GPU.
+        decodes, _, decode_tokens, _ = split_decodes_and_prefills(common, decode_threshold=1)
         return PinnedWindowMetadata(
             num_tokens=common.num_actual_tokens,
+            num_decodes=decodes,
+            num_decode_tokens=decode_tokens,
             max_query_len=common.max_query_len,
             starts=common.query_start_loc,
             lengths=common.seq_lens,
@@ -233,22 +241,28 @@ class PinnedWindowImpl(AttentionImpl[PinnedWindowMetadata]):
     def _forward_with_kernel(
         self, query: torch.Tensor, kv_cache: torch.Tensor, metadata: PinnedWindowMetadata, output: torch.Tensor
     ) -> None:
-        count, width = metadata.num_tokens, self.head_size
-        pages_BNHC = kv_cache.transpose(1, 2)
-        pinned_window_attention(
-            query[:count],
-            pages_BNHC[..., :width],
-            pages_BNHC[..., width:],
-            metadata.block_table,
-            metadata.lengths,
-            metadata.starts,
-            meta_k_HMD=self.meta_HMC[..., :width],
-            meta_v_HMD=self.meta_HMC[..., width:],
-            window=self.window,
-            scale=self.scale,
-            out_THD=output[:count],
-            max_query_len=metadata.max_query_len,
-        )
+        width, decodes, pages_BNHC = self.head_size, metadata.num_decodes, kv_cache.transpose(1, 2)
+
+        def attend(rows: slice, tokens: int, longest: int) -> None:
+            pinned_window_attention(
+                query[:tokens],
+                pages_BNHC[..., :width],
+                pages_BNHC[..., width:],
+                metadata.block_table[rows],
+                metadata.lengths[rows],
+                metadata.starts[rows.start :] if rows.stop is None else metadata.starts[: rows.stop + 1],
+                meta_k_HMD=self.meta_HMC[..., :width],
+                meta_v_HMD=self.meta_HMC[..., width:],
+                window=self.window,
+                scale=self.scale,
+                out_THD=output[:tokens],
+                max_query_len=longest,
+            )
+
+        if decodes:
+            attend(slice(0, decodes), metadata.num_decode_tokens, 1)
+        if decodes < len(metadata.lengths) and metadata.num_decode_tokens < metadata.num_tokens:
+            attend(slice(decodes, None), metadata.num_tokens, metadata.max_query_len)
 
 
 def _write_with_loops(
