@@ -22,11 +22,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gpu_diff import RUNS, part_diff
 from gpu_parts import make_reference, part_golden, part_kernels, part_load, part_model, part_speed
 
 ROOT = Path(__file__).resolve().parents[1]
 GRAPHS = ("none", "full_decode_only", "full_and_piecewise")
-KINDS = ("kernels", "golden", "model", "load", "speed")
+KINDS = ("kernels", "golden", "diff", "model", "load", "speed")
 
 # What a machine without the package `wrapt` needs of it: hooks run at once.
 _WRAPT = """
@@ -38,7 +39,7 @@ def register_post_import_hook(hook, name):
 
 def parts(models: list[tuple[Path, Path | None]], shapes: list[str], only: list[str]) -> list[list[list[str]]]:
     """Waves of parts, each a name and its arguments: the parts of a wave run together, the waves in turn."""
-    checks = [["kernels"], *(["golden", graphs] for graphs in GRAPHS)]
+    checks = [["kernels"], *(["golden", graphs] for graphs in GRAPHS), *(["diff", *run] for run in RUNS)]
     for model, reference in models:
         if reference is not None:
             checks += [["model", str(model), str(reference), dtype] for dtype in ("bfloat16", "float32")]
@@ -55,6 +56,7 @@ def run_part(words: list[str]) -> dict[str, Any]:
     functions: dict[str, Callable[..., dict[str, Any]]] = {
         "kernels": part_kernels,
         "golden": part_golden,
+        "diff": part_diff,
         "model": lambda model, reference, dtype: part_model(Path(model), Path(reference), dtype),
         "load": part_load,
         "speed": lambda model, dtype, graphs: part_speed(Path(model), dtype, graphs),

@@ -19,7 +19,7 @@ STEPS = 24
 LENGTHS = (1, 2, 5, 16, 31, 32, 33, 64, 100, 129, 200, 257, 300, 400)
 """Tokens of the prompts of a reference: around the sizes of pages, tiles and windows."""
 TF32_TOLERANCE = 1e-2
-LEAST_COMPARED = {"float32": 0.8, "bfloat16": 0.25}
+LEAST_COMPARED = {"float32": 0.8, "float16": 0.25, "bfloat16": 0.25}
 """Share of the decoded tokens that come before a row's first other one. On an H100, TF32 left 428 of 448 equal; in
 bfloat16 a row of 32 tokens may part early, where two tokens are about as likely."""
 """On the mean: vLLM's attention and scans in Triton keep ten bits of each factor when they are asked for float32."""
@@ -163,20 +163,24 @@ def transformers_greedy(folder: Path, prompts: list[list[int]]) -> list[list[int
     return rows
 
 
-def part_model(model: Path, reference: Path, dtype: str, batch: int = 256) -> dict[str, Any]:
+def part_model(model: Path, reference: Path, dtype: str, batch: int = 256, **settings: Any) -> dict[str, Any]:
     """A model against float32 log-probabilities computed on a CPU: of prompts, and of decoding with batch 1 and 256.
 
-    bfloat16 runs with CUDA graphs, float32 without. A decoded token is compared as long as all before it agree.
+    16 bits run with CUDA graphs, float32 without. A decoded token is compared as long as all before it agree.
+    Settings are vLLM's engine arguments.
     """
     stored = json.loads(reference.read_text())
     prompts, wanted = stored["prompts"], stored["greedy"]
     started = time.time()
     graphs = "none" if dtype == "float32" else "full_and_piecewise"
     longest = max(map(len, prompts)) + len(wanted[0]) + 1
-    llm = make_engine(model_only(model), graphs, dtype, max_num_batched_tokens=1024, max_model_len=longest)
+    llm = make_engine(model_only(model), graphs, dtype, max_num_batched_tokens=1024, max_model_len=longest, **settings)
     figures: dict[str, Any] = {"start_s": round(time.time() - started, 1)}
     figures["logprob_max"], figures["logprob_mean"] = logprob_differences(llm, prompts, stored["logprobs"])
     figures["noise_mean"] = stored["noise"][dtype]
+    layers = llm.llm_engine.vllm_config.compilation_config.static_forward_context.values()
+    kinds = {layer.get_attn_backend().__name__ for layer in layers if hasattr(layer, "get_attn_backend")}
+    figures["attention"] = ", ".join(sorted(kinds))
     rows = [k % len(prompts) for k in range(batch)]
     batches = {"batch_1": [[k] for k in range(len(prompts))], "batch_256": [rows], "from_cache": [rows]}
     for name, calls in batches.items():
@@ -193,7 +197,7 @@ def part_model(model: Path, reference: Path, dtype: str, batch: int = 256) -> di
 
 
 def good_enough(figures: dict[str, Any], dtype: str) -> bool:
-    """On average, bfloat16 must stay within twice its noise and float32 within that of TF32, by which vLLM's own
+    """On average, 16 bits must stay within twice their noise and float32 within that of TF32, by which vLLM's own
     kernels multiply. Hymba's multiply in float32: `part_golden` holds them to `FP32_TOLERANCE`.
 
     Rows that leave the reference at once compare next to nothing, so a share of the tokens must have been compared.

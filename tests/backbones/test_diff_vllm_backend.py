@@ -254,3 +254,22 @@ def test_served_numbers_follow_a_reload(served: Any, tmp_path: Path) -> None:
         found = torch.tensor(prompt_logprobs(llm, golden.prompts[-1:])[0])
         distance = (found - torch.tensor(golden.logprobs(len(golden.prompts) - 1))).abs().max().item()
         assert (distance < 2e-4) is stays, distance
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("attention", "backend"), [("CUSTOM", "DiffAttentionBackend"), ("auto", "CPUAttentionBackend")]
+)
+def test_the_comparison_that_a_gpu_makes(attention: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``check_gpu.py --only diff`` on a CPU, with a smaller model and batch."""
+    from nlrl.engine.vllm_setup import prepare_environment
+
+    prepare_environment()
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "backbones"))
+    import gpu_diff  # pyright: ignore[reportMissingImports]
+
+    sizes = {"hidden_size": 256, "intermediate_size": 128, "num_hidden_layers": 2}
+    figures = gpu_diff.part_diff(attention, "float32", batch=9, **sizes)
+    assert figures["passed"], figures
+    assert figures["attention"] == backend
+    assert figures["logprob_mean"] < 1e-4
