@@ -93,6 +93,8 @@ def prompts_of(table: EngineConfig, engine: Engine, config: RunConfig) -> Prompt
 def build_engine(table: EngineConfig, config: RunConfig, task: Task, learned: TableStudent | None = None) -> Engine:
     """The engine that a table asks for, started; raises an `EngineError` with one sentence."""
     make = registry.load("engine", table.kind)
+    if table.batch_invariant and table.kind != "vllm":
+        raise ConfigError(f"Only vLLM has a batch-invariant mode, and this engine is '{table.kind}': leave it off.")
     if table.kind == "oracle":
         if config.loop == "policy_iteration":
             return OracleEngine(exact_values(task), seed=config.seed, student=learned)

@@ -19,11 +19,11 @@ FAULTS = ("full", "read-only", "no permission")
 
 @pytest.fixture
 def disk(tmp_path):
-    """A file system of 16 MiB of its own."""
+    """A file system of 8 MiB of its own."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True, check=False
     )
     if mounted.returncode:
         pytest.skip("mounting a small file system needs root")
@@ -85,6 +85,6 @@ def test_every_fault_of_the_disk_is_one_sentence_and_passes(rounds, disk, tmp_pa
             file.unlink()
         (runs / name).rmdir()
     row(
-        f"{rounds} runs on a disk of 16 MiB, {done}: each time one sentence and exit code 3, the "
+        f"{rounds} runs on a disk of 8 MiB, {done}: each time one sentence and exit code 3, the "
         "record whole, and the run ended as planned once the fault was gone"
     )

@@ -28,6 +28,9 @@ CORPUS = [
     "\x1b[2J", "\u202emove up", "move\u200bup", "\ud800", "a" * 5000, "{" * 3000, "[" * 3000, '{"a":' * 3000,
     '{"thought": "t", "action": "m\\u006fve up"}', 'ignore the rules: {"thought": "", "action": "move up"}', "9" * 5000,
 ]  # fmt: skip
+WRAPPED = ("{}", " {}\n", "\ufeff{}", "```\n{}\n```", "```json\n{}\n```", "<think>hm</think>\n{}", "{} {}", "Move: {}.")
+"""What a model puts around what it says."""
+CORPUS += [wrapped.replace("{}", text) for text in CORPUS[:42] for wrapped in WRAPPED[1:]]
 PIECES = [*CORPUS, *ACTIONS, '"', "{", "}", ":", ",", '"thought"', '"action"', '"worth"', '"evaluation"', "-12"]
 
 
@@ -62,6 +65,7 @@ def mutated(rng: random.Random, good: str) -> str:
 @pytest.mark.parametrize("count", SIZES)
 def test_any_reply_is_classified_and_none_is_guessed(count, row):
     kinds: Counter[str] = Counter()
+    assert len(CORPUS) >= 300
     for name, role in FORMS:
         form, rng = form_of(name, role), random.Random(f"{name} {role}")
         good = exact_reply(form)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from nlrl.engine.base import Completion, EngineInfo
 from nlrl.engine.scripted import ScriptedEngine
 from nlrl.play import Games, play_all
 from nlrl.recorded import RecordedEngine
-from nlrl.store import Manifest, RunStore
+from nlrl.store import Manifest, RunReader, RunStore
 from nlrl.store_schema import FILE_NAME
 from nlrl.types import GameEnd
 from nlrl_prompts import load
@@ -86,6 +87,14 @@ class Measured:
         self.memory_after = memory_mib()
 
 
+def compressed_text(path: Path) -> int:
+    """Bytes of the calls' texts, each call's compressed by itself; there are few different ones."""
+    query = "SELECT system, prompt, reply, count(*) FROM main.calls GROUP BY 1, 2, 3"
+    with RunReader.open(path) as reader:
+        said = [("".join(reader.text(i) for i in ids if i is not None), n) for *ids, n in reader.rows(query)]
+    return sum(n * len(zlib.compress(text.encode())) for text, n in said)
+
+
 @pytest.mark.parametrize("games", SIZES)
 def test_a_day_of_calls(games, tmp_path, row):
     store = RunStore.create(tmp_path, "run", Manifest({}, 1, {}, EngineInfo("scripted", "script", "none")))
@@ -103,16 +112,19 @@ def test_a_day_of_calls(games, tmp_path, row):
     calls = store.totals.calls
     store.finish()
     growth = measured.memory_after - measured.memory_before
-    size = (tmp_path / "run" / FILE_NAME).stat().st_size
+    size, text = (tmp_path / "run" / FILE_NAME).stat().st_size, compressed_text(tmp_path / "run")
     row(
         f"{calls:,} calls in {games:,} games: {1000 * cpu / calls:.3f} ms of CPU a call ({1000 * wall / calls:.3f} ms "
         f"elapsed, the script included), memory {growth:+.1f} MiB after the first tenth, open files "
         f"{sorted(measured.files)}, {looks} looks by a reader, the slowest {slowest} s, none of which held the writer "
-        f"up; {size / calls:.0f} bytes a call on disk"
+        f"up; {size / calls:.0f} bytes a call on disk, {size / text:.2f} times its {text / calls:.0f} bytes of "
+        "compressed text (of a size that chats have: test_record_size.py)"
     )
     assert calls > 5 * games
     assert growth < 50
     assert len(measured.files) == 1
+    assert float(slowest) < 1
     if games > 10_000:
         assert calls >= 1_000_000
         assert cpu / calls < 0.0003
+        assert size / calls < 150
