@@ -171,6 +171,25 @@ def test_products_from_bits_and_their_reload(by_bits: Any, cases: dict[str, Any]
     assert_zero_variant(by_bits, cases)
 
 
+@pytest.mark.full
+def test_norms_gate_and_residual_within_the_products_from_bits(
+    start: Callable[..., Any], folders: dict[str, Path], cases: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What runs on one GPU without adapters, on the kernel's torch reference."""
+    from nlrl_backbones.bimamba import vllm_linear
+
+    monkeypatch.setattr(vllm_linear, "dense_on_this_device", lambda: False)
+    calls, product = [], vllm_linear.normed_binary_linear
+    counted = lambda *args, **kwargs: calls.append(None) or product(*args, **kwargs)  # noqa: E731
+    monkeypatch.setattr(vllm_linear, "normed_binary_linear", counted)
+    llm = start(folders["zeros_packed"])
+    assert_zero_variant(llm, cases)
+    assert calls
+    reload(llm, folders["plain"])
+    assert_golden_logprobs(llm, cases)
+    assert greedy(llm, prompts_of(cases), STEPS)[CONTINUED] == CONTINUATION
+
+
 def test_a_latent_engine_reloads_everything_its_tied_head_too(
     latent: Any, cases: dict[str, Any], folders: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -4,12 +4,10 @@ Both compute x W_eff^T with W_eff = wscale * sign(W) + wbias by input column (ar
 """
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from nlrl_kernels import binary_linear
+from nlrl_kernels import binary_linear, latent_linear
 from nlrl_kernels.binary.reference import multiply_signs, unpack_signs
-from nlrl_kernels.binary.straight_through import binary_weight
 
 
 class LatentLinear(nn.Module):
@@ -23,7 +21,7 @@ class LatentLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., I] to [..., O]."""
-        return F.linear(x, binary_weight(self.weight, self.wscale, self.wbias))
+        return latent_linear(x, self.weight, self.wscale[0], self.wbias[0])
 
 
 class PackedLinear(nn.Module):

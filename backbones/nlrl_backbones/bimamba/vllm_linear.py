@@ -5,6 +5,7 @@ where this comes in: ``BinaryConfig`` is handed to it directly, whatever the che
 
 - packed: the bits, in GPU memory as on disk; the product is ``nlrl_kernels.binary_linear``, behind an operation that
   torch.compile does not look into. On a CPU the effective matrix is formed once, for there memory is not what counts.
+  On one device, without adapters, ``vllm_mixer`` has the norm, gate and residual around it done by the same operation.
 - latent: the effective matrix wscale * sign(W) + wbias in the model's dtype. Signs are taken from the numbers as
   stored, before any rounding.
 
@@ -25,7 +26,7 @@ from vllm.model_executor.utils import set_weight_attrs
 from vllm.platforms import current_platform
 from vllm.utils.torch_utils import direct_register_custom_op
 
-from nlrl_kernels import binary_linear
+from nlrl_kernels import binary_linear, normed_binary_linear
 from nlrl_kernels.binary.reference import unpack_signs
 
 from .config import BiMambaConfig
@@ -50,8 +51,64 @@ def _product_shape(
     return x.new_empty(*x.shape[:-1], packed.shape[0])
 
 
+def _normed_product(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    packed: torch.Tensor,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    zeros: torch.Tensor | None,
+    gate: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    dtype: torch.dtype | None,
+) -> torch.Tensor:
+    return normed_binary_linear(
+        x, weight, packed, scale[0], shift[0], zeros, eps=eps, gate=gate, residual=residual, dtype=dtype
+    )
+
+
+def _normed_product_shape(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    packed: torch.Tensor,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    zeros: torch.Tensor | None,
+    gate: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    dtype: torch.dtype | None,
+) -> torch.Tensor:
+    kept = (dtype or x.dtype) if residual is None else residual.dtype
+    return x.new_empty(*x.shape[:-1], packed.shape[0], dtype=kept)
+
+
 if not hasattr(torch.ops.vllm, "nlrl_binary_linear"):
     direct_register_custom_op("nlrl_binary_linear", _product, fake_impl=_product_shape)
+    direct_register_custom_op("nlrl_normed_binary_linear", _normed_product, fake_impl=_normed_product_shape)
+
+
+def multiplies_bits(layer: nn.Module) -> bool:
+    """Whether this projection is a product with packed bits and nothing else: on one GPU, without an adapter."""
+    method = layer.quant_method if isinstance(layer, LinearBase) else None
+    return isinstance(method, BinaryLinearMethod) and method.packed and method.ranks == 1 and not dense_on_this_device()
+
+
+def normed_product(
+    layer: Any,
+    x: torch.Tensor,
+    norm: Any,
+    gate: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """``nlrl_kernels.normed_binary_linear`` of a projection that ``multiplies_bits``, after one of vLLM's norms."""
+    zeros = layer.weight_zeros if layer.quant_method.zeros else None
+    return torch.ops.vllm.nlrl_normed_binary_linear(
+        x, norm.weight, norm.variance_epsilon, layer.weight_packed, layer.wscale, layer.wbias, zeros, gate, residual,
+        dtype,
+    )  # fmt: skip
 
 
 def local_rows(config: BiMambaConfig, ranks: int, rank: int) -> torch.Tensor:

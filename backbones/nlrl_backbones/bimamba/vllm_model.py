@@ -70,6 +70,9 @@ class BiMambaLayer(nn.Module):
         )
 
     def forward(self, residual_TE: torch.Tensor) -> torch.Tensor:
+        added = self.mixer.adds_to(residual_TE, self.norm, self.dtype)
+        if added is not None:
+            return added
         return residual_TE + self.mixer(self.norm(residual_TE).to(self.dtype)).float()
 
 

@@ -89,10 +89,10 @@ def _block(size: Size, rows: int, inputs: int, outputs: int, layers: int) -> Cas
 
     def check() -> Iterator[Check]:
         few = slice(0, min(rows, 64))
-        cut = [None if part is None else part[few].double() for part in (x, gate, residual)]
+        cut = [None if part is None else part[few].double() for part in (gate, residual)]
         wide = [part.double() for part in (scale, shift)]
         exact = reference.normed_binary_linear(
-            cut[0], gain.double(), packed[-1], *wide, eps=_EPS, gate=cut[1], residual=cut[2]
+            x[few].double(), gain.double(), packed[-1], *wide, eps=_EPS, gate=cut[0], residual=cut[1]
         )
         yield "first rows", run()[-1][few], exact, FORWARD[dtype]
 
@@ -143,5 +143,6 @@ def _training(size: Size, rows: int, inputs: int, outputs: int) -> Case:
         return nlrl_kernels.latent_linear(*arguments)
 
     moved = 2 * nbytes(x, dy) + 4 * nbytes(*parts)
-    others = {"torch, eager": lambda: lambda: step(in_torch)}
-    return Case(lambda: step(run), check, moved, 6 * rows * inputs * outputs, others)
+    return Case(
+        lambda: step(run), check, moved, 6 * rows * inputs * outputs, {"torch, eager": lambda: lambda: step(in_torch)}
+    )
