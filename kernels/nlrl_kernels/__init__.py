@@ -3,12 +3,9 @@
 from nlrl_kernels.dispatch import implementation_for, use_implementation
 from nlrl_kernels.ops import (
     binary_linear,
-    causal_conv1d_update,
-    causal_conv1d_varlen,
     diff_attention_paged,
     diff_attention_varlen,
     latent_linear,
-    mean_of_norms,
     normalize_vectors_,
     normed_binary_linear,
     pinned_window_attention,
@@ -16,6 +13,11 @@ from nlrl_kernels.ops import (
     qk_step,
     residual_step,
     scaled_swiglu,
+)
+from nlrl_kernels.ops_scan import (
+    causal_conv1d_update,
+    causal_conv1d_varlen,
+    mean_of_norms,
     selection_norms,
     selective_scan,
     selective_scan_varlen,

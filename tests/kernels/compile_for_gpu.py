@@ -1,7 +1,7 @@
 """Compile the kernels for an H100 (sm_90) and print their names; run by test_compile.py, in a process of its own.
 
-Window attention, nGPT's steps and binary layers are compiled at their real shapes, by compile_window_attention.py,
-compile_hypersphere.py and compile_binary.py.
+Window attention, the scan, nGPT's steps and binary layers are compiled at their real shapes, by
+compile_window_attention.py, compile_mamba_scan.py, compile_hypersphere.py and compile_binary.py.
 
 Needs no GPU, only triton. The interpreter accepts code that the compiler refuses, hence this second check.
 """
@@ -15,7 +15,6 @@ from nlrl_kernels.causal_conv import triton_impl as conv
 from nlrl_kernels.diff_attention import backward as diff_backward
 from nlrl_kernels.diff_attention import kernels as diff
 from nlrl_kernels.diff_attention import triton_impl as diff_launch
-from nlrl_kernels.mamba_scan import triton_impl as scan
 
 INDEX = {
     "starts_ptr": "*i32",
@@ -24,19 +23,7 @@ INDEX = {
     "table_ptr": "*i32",
     "lengths_ptr": "*i32",
 }
-TILE = {"BLOCK_C": 32, "BLOCK_N": 16}
-WIDE = (
-    "A_ptr",
-    "D_ptr",
-    "start_ptr",
-    "states_ptr",
-    "kept_ptr",
-    "final_ptr",
-    "scratch_ptr",
-    "dfinal_ptr",
-    "scale_ptr",
-    "shift_ptr",
-)
+WIDE = ("start_ptr", "states_ptr")
 
 
 def compile_kernel(kernel, constants, dtype="fp32", num_warps=1, types=None, num_stages=3):
@@ -80,10 +67,6 @@ def main():
     compile_diff_attention()
     for dtype in ("fp32", "bf16"):
         for full in (True, False):
-            flags = {"HAS_Z": full, "HAS_START": full, "KEEP": full, "CHUNK": 16}
-            compile_kernel(scan._scan_forward, flags | TILE, dtype)
-            compile_kernel(scan._scan_backward, {"HAS_Z": full, "CHUNK": 16} | TILE, dtype)
-            compile_kernel(scan._scan_rows, {"ONE_TOKEN": full, "HAS_Z": full} | TILE, dtype)
             conv_tile = {"K": 4, "BLOCK_K": 4, "BLOCK_T": 1 if full else 16, "BLOCK_C": 128}
             compile_kernel(conv._conv_rows, {"ONE_TOKEN": full} | conv_tile, dtype, num_warps=4)
 

@@ -4,6 +4,8 @@ For each channel c and state n, with step size delta > 0 (Gu and Dao 2023, arXiv
 
     S_t = exp(delta_t A) S_{t-1} + delta_t B_t u_t        y_t = sum_n C_t S_t + D u_t        y_t *= SiLU(z_t)
 
+With ``softplus`` the step size is ``softplus(delta + bias)``, else ``delta + bias``.
+
 Arithmetic is float32, or float64 when the input is. Axes: B batch, T time, C channels, N states, R rows, S slots.
 """
 
@@ -17,14 +19,19 @@ def selective_scan(
     A_CN: torch.Tensor,
     B_BTN: torch.Tensor,
     C_BTN: torch.Tensor,
-    D_C: torch.Tensor,
+    D_C: torch.Tensor | None = None,
     z_BTC: torch.Tensor | None = None,
     start_BCN: torch.Tensor | None = None,
+    *,
+    bias_C: torch.Tensor | None = None,
+    softplus: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See ``nlrl_kernels.selective_scan``."""
     wide = torch.promote_types(u_BTC.dtype, torch.float32)
     u, delta, B, C = (x.to(wide) for x in (u_BTC, delta_BTC, B_BTN, C_BTN))
-    A, D = A_CN.to(wide), D_C.to(wide)
+    A = A_CN.to(wide)
+    delta = delta if bias_C is None else delta + bias_C.to(wide)
+    delta = F.softplus(delta) if softplus else delta
     state = torch.zeros(len(u), *A.shape, dtype=wide, device=u.device) if start_BCN is None else start_BCN.to(wide)
     drive = delta * u
     ys = []
@@ -32,7 +39,8 @@ def selective_scan(
         decay = torch.exp(delta[:, t, :, None] * A)
         state = torch.addcmul(drive[:, t, :, None] * B[:, t, None, :], state, decay)
         ys.append(torch.matmul(state, C[:, t, :, None])[..., 0])
-    y = (torch.stack(ys, dim=1) if ys else torch.zeros_like(u)) + D * u
+    y = torch.stack(ys, dim=1) if ys else torch.zeros_like(u)
+    y = y if D_C is None else y + D_C.to(wide) * u
     if z_BTC is not None:
         y = y * F.silu(z_BTC.to(wide))
     return y.to(u_BTC.dtype), state
@@ -44,7 +52,7 @@ def selective_scan_varlen(
     A_CN: torch.Tensor,
     B_TN: torch.Tensor,
     C_TN: torch.Tensor,
-    D_C: torch.Tensor,
+    D_C: torch.Tensor | None,
     *,
     starts_R1: torch.Tensor,
     states_SCN: torch.Tensor,
@@ -53,6 +61,9 @@ def selective_scan_varlen(
     start_CN: torch.Tensor,
     z_TC: torch.Tensor | None = None,
     out_TC: torch.Tensor | None = None,
+    bias_C: torch.Tensor | None = None,
+    softplus: bool = False,
+    longest: int | None = None,
 ) -> torch.Tensor:
     """See ``nlrl_kernels.selective_scan_varlen``."""
     out = torch.empty_like(u_TC) if out_TC is None else out_TC
@@ -70,6 +81,8 @@ def selective_scan_varlen(
             D_C,
             None if z_TC is None else z_TC[None, span],
             states_SCN[None, slot] if has_state[row] else start_CN[None],
+            bias_C=bias_C,
+            softplus=softplus,
         )
         out[span] = y[0]
         states_SCN[slot] = final[0].to(states_SCN.dtype)
@@ -82,12 +95,14 @@ def selective_state_update(
     A_CN: torch.Tensor,
     B_RN: torch.Tensor,
     C_RN: torch.Tensor,
-    D_C: torch.Tensor,
+    D_C: torch.Tensor | None,
     *,
     states_SCN: torch.Tensor,
     slots_R: torch.Tensor,
     z_RC: torch.Tensor | None = None,
     out_RC: torch.Tensor | None = None,
+    bias_C: torch.Tensor | None = None,
+    softplus: bool = False,
 ) -> torch.Tensor:
     """See ``nlrl_kernels.selective_state_update``."""
     out = torch.empty_like(u_RC) if out_RC is None else out_RC
@@ -102,6 +117,8 @@ def selective_state_update(
         D_C,
         None if z_RC is None else z_RC[live, None],
         states_SCN[slots],
+        bias_C=bias_C,
+        softplus=softplus,
     )
     out[live] = y[:, 0]
     states_SCN[slots] = final.to(states_SCN.dtype)

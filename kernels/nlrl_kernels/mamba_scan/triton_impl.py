@@ -1,157 +1,196 @@
-"""Selective scan in Triton, forward and backward; equations and axes in ``reference.py``.
+"""Selective scan in Triton, forward, backward and one token at a time; equations and axes in ``reference.py``.
 
-One program walks one sequence for one block of channels with the state [channels, states] in registers: the scan is
-sequential in time but batch x channel blocks fill a GPU. Every load of a step is issued one step ahead, since its
-address does not depend on the recurrence.
-
-Backward: the forward pass keeps the state at the start of every chunk. The backward pass takes chunks from the last to
-the first, recomputes the states inside a chunk into scratch memory, and then walks it in reverse. Gradients that are
-sums over channels (of B and C) are written per channel block and summed outside, so results are deterministic.
+How work is cut up is decided here from shapes alone: nothing is tuned while operators run, nothing is read back from
+the GPU. ``nlrl_kernels.bench.sweep`` compares tiles.
 """
 
-# Arguments of a kernel are pointers and scalars that only Triton can type:
-# ruff: noqa: ANN001, ANN202
-# pyright: reportCallIssue=false, reportArgumentType=false, reportAssignmentType=false, reportGeneralTypeIssues=false
+# Triton types neither launches nor its own helpers:
+# pyright: reportCallIssue=false, reportArgumentType=false, reportReturnType=false
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 
-_CHUNK = 16
-"""Steps between kept states: memory for states is 1/16 of the states, plus one chunk of scratch per program."""
+from nlrl_kernels.mamba_scan import backward, kernels
+
+_SCHEDULERS = 132 * 4
+"""Schedulers of an H100: each issues the exponentials of one warp, 32 channels, at a time."""
+
+_PROGRAMS = 4 * _SCHEDULERS
+"""Warps that an H100 holds of the scan, and so chunks that a call is cut into."""
+
+_TRAINING_CHUNK = 64
+"""Tokens between the states that training keeps: a byte a token and channel at 16 states in float32."""
 
 
-def _blocks(channels: int, states: int) -> tuple[int, int]:
-    """Channels per program and padded states: about 512 state entries, 16 per thread of one warp."""
+class Tile(NamedTuple):
+    """How much a program takes at a time: tokens, channels, states in registers together; warps, registers a thread."""
+
+    tokens: int
+    channels: int
+    group: int
+    warps: int
+    registers: int | None = None
+
+
+def scan_tile() -> Tile:
+    """Of the scan: 16 warps an SM, and instructions that take no longer to issue than their exponentials."""
+    return Tile(8, 32, 4, 1, 128)
+
+
+def gradient_tile() -> tuple[int, int]:
+    """(tokens, states) of the gradients in registers together; 32 channels and one warp, as in the scan."""
+    return 4, 8
+
+
+def update_tile(rows: int) -> tuple[int, int, int]:
+    """(rows, channels, warps) of a program of the one-token step."""
+    return (2, 64, 4) if rows >= 64 else (1, 64, 4)
+
+
+def chunk_length(rows: int, tokens: int, longest: int, channels: int, tile: Tile) -> int | None:
+    """Tokens of a chunk; None where rows are better left whole.
+
+    Counted in warps and tokens a scheduler: a whole row takes its length as many times as warps share a scheduler, and
+    no less than 1.3 times, for one warp alone does not hide its own latencies. Chunks take all tokens twice, and what
+    two launches more cost, about 100 tokens.
+    """
+    warps = triton.cdiv(channels, tile.channels) * tile.warps
+    whole = longest * max(1.3, triton.cdiv(rows * warps, _SCHEDULERS))
+    chunked = 2 * tokens * warps / _SCHEDULERS + 100
+    if whole <= chunked:
+        return None
+    length = max(32, tokens * warps // _PROGRAMS)
+    return triton.cdiv(length, tile.tokens) * tile.tokens
+
+
+class _Scan(NamedTuple):
+    """The inputs of a scan, ready to launch: adjacent channels and states, B and C in float32, rows packed."""
+
+    u: torch.Tensor
+    delta: torch.Tensor
+    A: torch.Tensor
+    B: torch.Tensor
+    C: torch.Tensor
+    D: torch.Tensor | None
+    bias: torch.Tensor | None
+    z: torch.Tensor | None
+    softplus: bool
+
+    @classmethod
+    def of(cls, tokens: tuple[torch.Tensor, ...], A: torch.Tensor, rest: tuple, softplus: bool) -> "_Scan":
+        """From (u, delta, B, C) as [T, .] and (D, bias, z)."""
+        u, delta, B, C = tokens
+        D, bias, z = rest
+        D, bias = (x if x is None else x.contiguous() for x in (D, bias))
+        # B and C are read by every lane: in float32 no lane converts them, and they are few.
+        B, C = (_adjacent(x.float()) for x in (B, C))
+        return cls(_adjacent(u), _adjacent(delta), A.float().contiguous(), B, C, D, bias, _adjacent(z), softplus)
+
+    def pointers(self, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """As the kernels take them; what is not given is never read."""
+        D, bias, z = (self.u if x is None else x for x in (self.D, self.bias, self.z))
+        return self.u, self.delta, self.A, self.B, self.C, D, bias, z, y
+
+    def strides(self) -> tuple[int, ...]:
+        """From token to token."""
+        tokens = (self.u, self.delta, self.B, self.C, self.u if self.z is None else self.z)
+        return tuple(x.stride(0) for x in tokens)
+
+    def flags(self) -> dict[str, Any]:
+        """What is given, and the number of states."""
+        has = {"HAS_BIAS": self.bias is not None, "HAS_D": self.D is not None, "HAS_Z": self.z is not None}
+        return has | {"SOFTPLUS": self.softplus, "STATES": self.A.shape[1]}
+
+
+class _Rows(NamedTuple):
+    """Which tokens are a row, where rows start from and where they leave their states.
+
+    ``starts`` is None for rows of equal length: then ``start`` [R, C, N] may be None, and ``states`` is [R, C, N].
+    """
+
+    count: int
+    length: int
+    starts: torch.Tensor | None
+    slots: torch.Tensor | None
+    has_state: torch.Tensor | None
+    start: torch.Tensor | None
+    states: torch.Tensor
+
+    def pointers(self) -> tuple[torch.Tensor, ...]:
+        return tuple(
+            self.states if x is None else x for x in (self.starts, self.slots, self.has_state, self.start, self.states)
+        )
+
+    def chunks(self, tokens: int, chunk: int) -> int:
+        """Programs that certainly hold every chunk."""
+        return self.count * triton.cdiv(self.length, chunk) if self.starts is None else tokens // chunk + self.count
+
+
+def _adjacent(x: Any) -> Any:
+    return x if x is None or x.stride(-1) == 1 else x.contiguous()
+
+
+def _groups(states: int, group: int) -> dict[str, int]:
     padded = int(triton.next_power_of_2(states))
-    return min(int(triton.next_power_of_2(channels)), max(1, 512 // padded)), padded
+    group = min(group, padded)
+    return {"GROUP": group, "GROUPS": padded // group}
 
 
-@triton.jit
-def _step(u, delta, A, B):
-    """(decay, drive) of one step: S = decay * S + drive."""
-    return tl.exp(delta[:, None] * A), (delta * u)[:, None] * B[None, :]
+def _sizes(tile: Tile, channels: int, states: int) -> dict[str, int]:
+    """Launch sizes of a tile; no wider than the channels."""
+    block = min(tile.channels, int(triton.next_power_of_2(channels)))
+    sizes = _groups(states, tile.group) | {"BLOCK_T": tile.tokens, "BLOCK_C": block, "num_warps": tile.warps}
+    return sizes if tile.registers is None else sizes | {"maxnreg": tile.registers}
 
 
-@triton.jit
-def _scan_forward(
-    u_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, start_ptr, y_ptr, kept_ptr, final_ptr,
-    T, channels, states, chunks,
-    HAS_Z: tl.constexpr, HAS_START: tl.constexpr, KEEP: tl.constexpr,
-    CHUNK: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    batch = tl.program_id(0).to(tl.int64)
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    n = tl.arange(0, BLOCK_N)
-    in_c, in_n = c < channels, n < states
-    in_cn = in_c[:, None] & in_n[None, :]
-    cn = c[:, None] * states + n[None, :]
-    A = tl.load(A_ptr + cn, mask=in_cn, other=0.0)
-    D = tl.load(D_ptr + c, mask=in_c, other=0.0)
-    state = tl.zeros((BLOCK_C, BLOCK_N), tl.float32)
-    if HAS_START:
-        state = tl.load(start_ptr + batch * channels * states + cn, mask=in_cn, other=0.0)
-    tc = batch * T * channels + c
-    tn = batch * T * states + n
-    u = tl.load(u_ptr + tc, mask=in_c, other=0.0).to(tl.float32)
-    delta = tl.load(delta_ptr + tc, mask=in_c, other=0.0).to(tl.float32)
-    B = tl.load(B_ptr + tn, mask=in_n, other=0.0).to(tl.float32)
-    C = tl.load(C_ptr + tn, mask=in_n, other=0.0).to(tl.float32)
-    for chunk in range(chunks):
-        if KEEP:
-            tl.store(kept_ptr + (batch * chunks + chunk) * channels * states + cn, state, mask=in_cn)
-        for t in range(chunk * CHUNK, tl.minimum(chunk * CHUNK + CHUNK, T)):
-            ahead = tl.minimum(t + 1, T - 1) - t  # the last step loads itself again
-            u_next = tl.load(u_ptr + tc + ahead * channels, mask=in_c, other=0.0).to(tl.float32)
-            delta_next = tl.load(delta_ptr + tc + ahead * channels, mask=in_c, other=0.0).to(tl.float32)
-            B_next = tl.load(B_ptr + tn + ahead * states, mask=in_n, other=0.0).to(tl.float32)
-            C_next = tl.load(C_ptr + tn + ahead * states, mask=in_n, other=0.0).to(tl.float32)
-            decay, drive = _step(u, delta, A, B)
-            state = decay * state + drive
-            y = tl.sum(state * C[None, :], axis=1) + D * u
-            if HAS_Z:
-                z = tl.load(z_ptr + tc, mask=in_c, other=0.0).to(tl.float32)
-                y = y * z * tl.sigmoid(z)
-            tl.store(y_ptr + tc, y, mask=in_c)
-            tc += channels
-            tn += states
-            u, delta, B, C = u_next, delta_next, B_next, C_next
-    tl.store(final_ptr + batch * channels * states + cn, state, mask=in_cn)
+def _run(
+    scan: _Scan, rows: _Rows, y: torch.Tensor, chunk: int | None
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Scan all rows into ``y`` [T, C] and their states.
+
+    Returns:
+        The states that chunks start from and the sums of their step sizes, or None where rows are left whole.
+    """
+    tokens, channels = scan.u.shape
+    states = scan.A.shape[1]
+    sizes = _sizes(scan_tile(), channels, states)
+    blocks = triton.cdiv(channels, sizes["BLOCK_C"])
+    even = rows.starts is None
+    flags = scan.flags() | sizes | {"EVEN": even, "HAS_START": rows.start is not None}
+    numbers = (channels, *scan.strides(), y.stride(0), *rows.states.stride())
+    if chunk is None:
+        kernels.scan_chunks[(rows.count, blocks)](
+            *scan.pointers(y), *rows.pointers(), scan.A, scan.A, rows.count, rows.length, rows.length, *numbers,
+            WHOLE=True, LOCAL=False, **flags,
+        )  # fmt: skip
+        return None, None
+    chunks = rows.chunks(tokens, chunk)
+    new = {"device": scan.u.device, "dtype": torch.float32}
+    local, begun = torch.empty(2, chunks, channels, states, **new)
+    totals = torch.empty(chunks, channels, **new)
+    for is_local, of_chunks in ((True, local), (False, begun)):
+        kernels.scan_chunks[(chunks, blocks)](
+            *scan.pointers(y), *rows.pointers(), of_chunks, totals, rows.count, rows.length, chunk, *numbers,
+            WHOLE=False, LOCAL=is_local, **flags,
+        )  # fmt: skip
+        if is_local:
+            _join(scan.A, rows, local, totals, begun, chunk)
+    return begun, totals
 
 
-@triton.jit
-def _scan_backward(
-    u_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, kept_ptr, scratch_ptr, dy_ptr, dfinal_ptr,
-    du_ptr, ddelta_ptr, dA_ptr, dB_ptr, dC_ptr, dD_ptr, dz_ptr, dstart_ptr,
-    T, channels, states, chunks, batches,
-    HAS_Z: tl.constexpr, CHUNK: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    batch, block = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-    c = block * BLOCK_C + tl.arange(0, BLOCK_C)
-    n = tl.arange(0, BLOCK_N)
-    in_c, in_n = c < channels, n < states
-    in_cn = in_c[:, None] & in_n[None, :]
-    cn = c[:, None] * states + n[None, :]
-    of_batch = batch * channels * states + cn
-    A = tl.load(A_ptr + cn, mask=in_cn, other=0.0)
-    D = tl.load(D_ptr + c, mask=in_c, other=0.0)
-    scratch = scratch_ptr + (block * batches + batch) * CHUNK * BLOCK_C * BLOCK_N
-    scratch += tl.arange(0, BLOCK_C)[:, None] * BLOCK_N + n[None, :]
-    dS = tl.load(dfinal_ptr + of_batch, mask=in_cn, other=0.0)
-    dA = tl.zeros((BLOCK_C, BLOCK_N), tl.float32)
-    dD = tl.zeros((BLOCK_C,), tl.float32)
-    for back in range(chunks):
-        chunk = chunks - 1 - back
-        first = chunk * CHUNK
-        steps = tl.minimum(CHUNK, T - first)
-        at = (batch * chunks + chunk) * channels * states + cn
-        state = tl.load(kept_ptr + at, mask=in_cn, other=0.0)
-        for i in range(steps):  # scratch[i] is the state before step i
-            tc = (batch * T + first + i) * channels + c
-            u = tl.load(u_ptr + tc, mask=in_c, other=0.0).to(tl.float32)
-            delta = tl.load(delta_ptr + tc, mask=in_c, other=0.0).to(tl.float32)
-            B = tl.load(B_ptr + (batch * T + first + i) * states + n, mask=in_n, other=0.0).to(tl.float32)
-            tl.store(scratch + i * BLOCK_C * BLOCK_N, state)
-            decay, drive = _step(u, delta, A, B)
-            state = decay * state + drive
-        tl.debug_barrier()  # the scratch written above is read below, perhaps by other threads
-        for j in range(steps):
-            i = steps - 1 - j
-            tc = (batch * T + first + i) * channels + c
-            tn = (batch * T + first + i) * states + n
-            before = tl.load(scratch + i * BLOCK_C * BLOCK_N)
-            u = tl.load(u_ptr + tc, mask=in_c, other=0.0).to(tl.float32)
-            delta = tl.load(delta_ptr + tc, mask=in_c, other=0.0).to(tl.float32)
-            B = tl.load(B_ptr + tn, mask=in_n, other=0.0).to(tl.float32)
-            C = tl.load(C_ptr + tn, mask=in_n, other=0.0).to(tl.float32)
-            dy = tl.load(dy_ptr + tc, mask=in_c, other=0.0).to(tl.float32)
-            decay, drive = _step(u, delta, A, B)
-            state = decay * before + drive
-            if HAS_Z:
-                z = tl.load(z_ptr + tc, mask=in_c, other=0.0).to(tl.float32)
-                sigmoid = tl.sigmoid(z)
-                y = tl.sum(state * C[None, :], axis=1) + D * u
-                tl.store(dz_ptr + tc, dy * y * sigmoid * (1 + z * (1 - sigmoid)), mask=in_c)
-                dy = dy * z * sigmoid
-            dC = tl.sum(dy[:, None] * state, axis=0)
-            dS += dy[:, None] * C[None, :]
-            dB = tl.sum(dS * (delta * u)[:, None], axis=0)
-            ddrive = tl.sum(dS * B[None, :], axis=1)
-            dexponent = dS * before * decay  # gradient of the exponent delta * A
-            dA += dexponent * delta[:, None]
-            dD += dy * u
-            tl.store(du_ptr + tc, dy * D + ddrive * delta, mask=in_c)
-            tl.store(ddelta_ptr + tc, ddrive * u + tl.sum(dexponent * A, axis=1), mask=in_c)
-            partial = block * batches * T * states + tn
-            tl.store(dB_ptr + partial, dB, mask=in_n)
-            tl.store(dC_ptr + partial, dC, mask=in_n)
-            dS = dS * decay
-        tl.debug_barrier()
-    tl.store(dstart_ptr + of_batch, dS, mask=in_cn)
-    tl.store(dA_ptr + of_batch, dA, mask=in_cn)
-    tl.store(dD_ptr + batch * channels + c, dD, mask=in_c)
+def _join(
+    A: torch.Tensor, rows: _Rows, local: torch.Tensor, totals: torch.Tensor, begun: torch.Tensor, chunk: int,
+    reverse: bool = False,
+) -> None:  # fmt: skip
+    channels, states = A.shape
+    block = min(128, int(triton.next_power_of_2(A.numel())))
+    kernels.join_chunks[(rows.count, triton.cdiv(A.numel(), block))](
+        A, *rows.pointers(), local, totals, begun, rows.length, chunk, channels, *rows.states.stride(),
+        EVEN=rows.starts is None, HAS_START=rows.start is not None, REVERSE=reverse, STATES=states,
+        BLOCK_K=8, BLOCK_E=block, num_warps=4,
+    )  # fmt: skip
 
 
 class _SelectiveScan(torch.autograd.Function):
@@ -163,63 +202,91 @@ class _SelectiveScan(torch.autograd.Function):
         A: torch.Tensor,
         B: torch.Tensor,
         C: torch.Tensor,
-        D: torch.Tensor,
+        D: torch.Tensor | None,
         z: torch.Tensor | None,
         start: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        softplus: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        u, delta, B, C = (x.contiguous() for x in (u, delta, B, C))
-        z = None if z is None else z.contiguous()
-        A32, D32 = A.float().contiguous(), D.float().contiguous()
-        start32 = None if start is None else start.float().contiguous()
         batch, T, channels = u.shape
-        states = A.shape[1]
-        block_c, block_n = _blocks(channels, states)
-        chunks = triton.cdiv(T, _CHUNK)
-        keep = any(ctx.needs_input_grad)
-        y = torch.empty_like(u)
-        final = torch.empty(batch, channels, states, device=u.device)
-        kept = torch.empty((batch, chunks, channels, states) if keep else 0, device=u.device)
-        _scan_forward[(batch, triton.cdiv(channels, block_c))](
-            u, delta, A32, B, C, D32, u if z is None else z, final if start32 is None else start32, y, kept, final,
-            T, channels, states, chunks,
-            HAS_Z=z is not None, HAS_START=start is not None, KEEP=keep,
-            CHUNK=_CHUNK, BLOCK_C=block_c, BLOCK_N=block_n, num_warps=1,
-        )  # fmt: skip
-        ctx.save_for_backward(u, delta, A32, B, C, D32, z, kept)
-        ctx.dtypes = A.dtype, D.dtype, None if start is None else start.dtype
+        packed = tuple(_packed(x) for x in (u, delta, B, C))
+        scan = _Scan.of(packed, A, (D, bias, None if z is None else _packed(z)), softplus)
+        y = torch.empty(batch, T, channels, dtype=u.dtype, device=u.device)
+        final = torch.empty(batch, *A.shape, dtype=torch.float32, device=u.device)
+        start32 = None if start is None else start.float().contiguous()
+        if T == 0:
+            final.zero_() if start32 is None else final.copy_(start32)
+        rows = _Rows(batch if T else 0, T, None, None, None, start32, final)
+        chunk = _TRAINING_CHUNK
+        if not any(ctx.needs_input_grad):
+            chunk = chunk_length(batch, batch * T, T, channels, scan_tile())
+        kept = _run(scan, rows, y.view(-1, channels), chunk) if rows.count else (None, None)
+        ctx.save_for_backward(*scan[:-1], *kept)
+        ctx.softplus, ctx.shape = softplus, u.shape
+        ctx.dtypes = [None if x is None else x.dtype for x in (u, delta, A, B, C, D, z, start, bias)]
         return y, final
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor, dfinal: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
-        u, delta, A, B, C, D, z, kept = ctx.saved_tensors
-        batch, T, channels = u.shape
-        states = A.shape[1]
-        block_c, block_n = _blocks(channels, states)
-        blocks = triton.cdiv(channels, block_c)
-        new = {"device": u.device, "dtype": torch.float32}
-        scratch = torch.empty(blocks, batch, _CHUNK, block_c, block_n, **new)
-        du, ddelta = torch.empty_like(u), torch.empty_like(delta)
-        dz = None if z is None else torch.empty_like(z)
-        dA, dD = torch.empty(batch, channels, states, **new), torch.empty(batch, channels, **new)
-        dB, dC = torch.empty(blocks, batch, T, states, **new), torch.empty(blocks, batch, T, states, **new)
-        dstart = torch.empty(batch, channels, states, **new)
-        _scan_backward[(batch, blocks)](
-            u, delta, A, B, C, D, u if z is None else z, kept, scratch, dy.contiguous(), dfinal.contiguous(),
-            du, ddelta, dA, dB, dC, dD, du if dz is None else dz, dstart,
-            T, channels, states, kept.shape[1], batch,
-            HAS_Z=z is not None, CHUNK=_CHUNK, BLOCK_C=block_c, BLOCK_N=block_n, num_warps=1,
-        )  # fmt: skip
-        A_dtype, D_dtype, start_dtype = ctx.dtypes
-        return (
-            du,
-            ddelta,
-            dA.sum(0).to(A_dtype),
-            dB.sum(0).to(B.dtype),
-            dC.sum(0).to(C.dtype),
-            dD.sum(0).to(D_dtype),
-            dz,
-            None if start_dtype is None else dstart.to(start_dtype),
-        )
+        *inputs, begun, totals = ctx.saved_tensors
+        scan = _Scan(*inputs, ctx.softplus)
+        found = _gradients(scan, ctx.shape, (begun, totals), dy.contiguous(), dfinal.float().contiguous())
+        given = zip(found, ctx.dtypes, strict=True)
+        return (*(None if x is None or dtype is None else x.to(dtype) for x, dtype in given), None)
+
+
+def _packed(x: torch.Tensor) -> torch.Tensor:
+    """[B, T, .] as [B T, .], without a copy where rows follow each other at one distance."""
+    x = _adjacent(x)
+    even = x.shape[0] == 1 or x.stride(0) == x.stride(1) * x.shape[1]
+    return x.as_strided((x.shape[0] * x.shape[1], x.shape[2]), x.stride()[1:]) if even else x.flatten(0, 1)
+
+
+def _gradients(
+    scan: _Scan, shape: torch.Size, kept: tuple[torch.Tensor | None, ...], dy: torch.Tensor, dfinal: torch.Tensor
+) -> tuple[torch.Tensor | None, ...]:
+    """Gradients of u, delta, A, B, C, D, z, the start states and the bias."""
+    batch, T, channels = shape
+    begun, totals = kept
+    states, tokens, device = scan.A.shape[1], batch * T, scan.u.device
+    new = {"device": device, "dtype": torch.float32}
+    if begun is None or totals is None:  # no tokens
+        of_tokens = [x.new_zeros(batch, T, x.shape[-1]) for x in (scan.u, scan.delta, scan.B, scan.C)]
+        du, ddelta, dB, dC = of_tokens
+        rest = [None if x is None else torch.zeros_like(x) for x in (scan.D, scan.bias)]
+        dz = None if scan.z is None else torch.zeros_like(du)
+        return du, ddelta, torch.zeros_like(scan.A), dB, dC, rest[0], dz, dfinal, rest[1]
+    chunk, chunks, sizes = _TRAINING_CHUNK, len(begun), _sizes(scan_tile(), channels, states)
+    flags = scan.flags()
+    u, delta, A, B, C, D, bias, z, dy = scan.pointers(dy.view(tokens, channels))
+    u_t, delta_t, B_t, C_t, z_t = scan.strides()
+    local, behind = torch.empty(2, chunks, channels, states, **new)
+    without_D = {key: flag for key, flag in flags.items() if key != "HAS_D"} | sizes
+    backward.local_gradients[(chunks, triton.cdiv(channels, sizes["BLOCK_C"]))](
+        delta, A, C, bias, z, dy, local, T, chunk, channels, delta_t, C_t, z_t, channels, **without_D
+    )
+    dstart = torch.empty(batch, channels, states, **new)
+    _join(A, _Rows(batch, T, None, None, None, dfinal, dstart), local, totals, behind, chunk, reverse=True)
+    steps, group = gradient_tile()
+    sizes = _groups(states, group) | {"STEPS": steps, "BLOCK_C": sizes["BLOCK_C"], "num_warps": 1}
+    blocks = triton.cdiv(channels, sizes["BLOCK_C"])
+    programs = min(chunks * blocks, _PROGRAMS)
+    padded = sizes["GROUPS"] * sizes["GROUP"] * sizes["BLOCK_C"]
+    scratch = torch.empty(programs, 3 + triton.cdiv(chunk, steps), padded, **new)
+    du, ddelta = (torch.empty(x.shape, dtype=x.dtype, device=device) for x in (scan.u, scan.delta))
+    dz = None if scan.z is None else torch.empty(scan.z.shape, dtype=scan.z.dtype, device=device)
+    dB, dC = torch.empty(2, blocks, tokens, states, **new)
+    dA, of_channels = torch.empty(chunks, channels, states, **new), torch.empty(2, chunks, channels, **new)
+    backward.gradients[(programs,)](
+        u, delta, A, B, C, D, bias, z, dy, begun, behind, scratch,
+        du, ddelta, dA, dB, dC, of_channels[0], of_channels[1], du if dz is None else dz,
+        chunks * blocks, tokens, T, chunk, channels, u_t, delta_t, B_t, C_t, z_t, channels, **flags, **sizes,
+    )  # fmt: skip
+    whole = (None if x is None else x.view(batch, T, -1) for x in (du, ddelta, dB.sum(0), dC.sum(0), dz))
+    du, ddelta, dB, dC, dz = whole
+    dD = None if scan.D is None else of_channels[0].sum(0)
+    dbias = None if scan.bias is None else of_channels[1].sum(0)
+    return du, ddelta, dA.sum(0), dB, dC, dD, dz, dstart, dbias
 
 
 def selective_scan(
@@ -228,98 +295,17 @@ def selective_scan(
     A_CN: torch.Tensor,
     B_BTN: torch.Tensor,
     C_BTN: torch.Tensor,
-    D_C: torch.Tensor,
+    D_C: torch.Tensor | None = None,
     z_BTC: torch.Tensor | None = None,
     start_BCN: torch.Tensor | None = None,
+    *,
+    bias_C: torch.Tensor | None = None,
+    softplus: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See ``nlrl_kernels.selective_scan``."""
-    return _SelectiveScan.apply(u_BTC, delta_BTC, A_CN, B_BTN, C_BTN, D_C, z_BTC, start_BCN)  # type: ignore[return-value]
-
-
-@triton.jit
-def _scan_rows(
-    u_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, out_ptr, starts_ptr, slots_ptr, has_state_ptr,
-    start_ptr, states_ptr,
-    channels, states, u_t, delta_t, B_t, C_t, z_t, out_t, slot_s, slot_c, slot_n,
-    ONE_TOKEN: tl.constexpr, HAS_Z: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0)
-    slot = tl.load(slots_ptr + row).to(tl.int64)
-    if ONE_TOKEN:
-        first, last = row, row + 1
-    else:
-        first, last = tl.load(starts_ptr + row), tl.load(starts_ptr + row + 1)
-    if (slot < 0) | (first >= last):
-        return
-    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    n = tl.arange(0, BLOCK_N)
-    in_c, in_n = c < channels, n < states
-    in_cn = in_c[:, None] & in_n[None, :]
-    cn = c[:, None] * states + n[None, :]
-    A = tl.load(A_ptr + cn, mask=in_cn, other=0.0)
-    D = tl.load(D_ptr + c, mask=in_c, other=0.0)
-    state_ptrs = states_ptr + slot * slot_s + c[:, None] * slot_c + n[None, :] * slot_n
-    if ONE_TOKEN:
-        state = tl.load(state_ptrs, mask=in_cn, other=0.0).to(tl.float32)
-    else:
-        known = tl.load(has_state_ptr + row).to(tl.int32) + tl.zeros((BLOCK_C, BLOCK_N), tl.int32) != 0
-        fresh = tl.load(start_ptr + cn, mask=in_cn, other=0.0).to(tl.float32)
-        # Loaded only where it counts: an unused slot may hold anything, NaN included.
-        state = tl.where(known, tl.load(state_ptrs, mask=in_cn & known, other=0.0).to(tl.float32), fresh)
-    u_ptr += first.to(tl.int64) * u_t + c
-    delta_ptr += first.to(tl.int64) * delta_t + c
-    B_ptr += first.to(tl.int64) * B_t + n
-    C_ptr += first.to(tl.int64) * C_t + n
-    z_ptr += first.to(tl.int64) * z_t + c
-    out_ptr += first.to(tl.int64) * out_t + c
-    for _ in range(first, last):
-        u = tl.load(u_ptr, mask=in_c, other=0.0).to(tl.float32)
-        delta = tl.load(delta_ptr, mask=in_c, other=0.0).to(tl.float32)
-        B = tl.load(B_ptr, mask=in_n, other=0.0).to(tl.float32)
-        C = tl.load(C_ptr, mask=in_n, other=0.0).to(tl.float32)
-        decay, drive = _step(u, delta, A, B)
-        state = decay * state + drive
-        y = tl.sum(state * C[None, :], axis=1) + D * u
-        if HAS_Z:
-            z = tl.load(z_ptr, mask=in_c, other=0.0).to(tl.float32)
-            y = y * z * tl.sigmoid(z)
-        tl.store(out_ptr, y, mask=in_c)
-        u_ptr += u_t
-        delta_ptr += delta_t
-        B_ptr += B_t
-        C_ptr += C_t
-        z_ptr += z_t
-        out_ptr += out_t
-    tl.store(state_ptrs, state, mask=in_cn)
-
-
-def _launch_rows(
-    tokens: tuple[torch.Tensor, ...],
-    constants: tuple[torch.Tensor, ...],
-    z: torch.Tensor | None,
-    out: torch.Tensor | None,
-    states_SCN: torch.Tensor,
-    slots_R: torch.Tensor,
-    rows: tuple[torch.Tensor, ...] | None,
-) -> torch.Tensor:
-    """Run ``_scan_rows``; ``rows`` is (starts, has_state, start) or None where each row is one token."""
-    u, delta, B, C = (x if x.stride(-1) == 1 else x.contiguous() for x in tokens)
-    A, D = (x.float().contiguous() for x in constants)
-    z = z if z is None or z.stride(-1) == 1 else z.contiguous()
-    out = torch.empty_like(u) if out is None else out
-    if out.stride(-1) != 1:
-        raise ValueError("The output of a scan must have adjacent channels: its last stride must be 1.")
-    slots = slots_R.contiguous()
-    starts, has_state, start = (slots, slots, A) if rows is None else (x.contiguous() for x in rows)
-    channels, states = A.shape
-    block_c, block_n = _blocks(channels, states)
-    _scan_rows[(len(slots), triton.cdiv(channels, block_c))](
-        u, delta, A, B, C, D, u if z is None else z, out, starts, slots, has_state, start, states_SCN,
-        channels, states, u.stride(0), delta.stride(0), B.stride(0), C.stride(0), 0 if z is None else z.stride(0),
-        out.stride(0), *states_SCN.stride(),
-        ONE_TOKEN=rows is None, HAS_Z=z is not None, BLOCK_C=block_c, BLOCK_N=block_n, num_warps=1,
-    )  # fmt: skip
-    return out
+    return _SelectiveScan.apply(  # type: ignore[return-value]
+        u_BTC, delta_BTC, A_CN, B_BTN, C_BTN, D_C, z_BTC, start_BCN, bias_C, softplus
+    )
 
 
 def selective_scan_varlen(
@@ -328,7 +314,7 @@ def selective_scan_varlen(
     A_CN: torch.Tensor,
     B_TN: torch.Tensor,
     C_TN: torch.Tensor,
-    D_C: torch.Tensor,
+    D_C: torch.Tensor | None,
     *,
     starts_R1: torch.Tensor,
     states_SCN: torch.Tensor,
@@ -337,11 +323,20 @@ def selective_scan_varlen(
     start_CN: torch.Tensor,
     z_TC: torch.Tensor | None = None,
     out_TC: torch.Tensor | None = None,
+    bias_C: torch.Tensor | None = None,
+    softplus: bool = False,
+    longest: int | None = None,
 ) -> torch.Tensor:
     """See ``nlrl_kernels.selective_scan_varlen``."""
-    tokens = (u_TC, delta_TC, B_TN, C_TN)
-    rows = (starts_R1, has_state_R, start_CN)
-    return _launch_rows(tokens, (A_CN, D_C), z_TC, out_TC, states_SCN, slots_R, rows)
+    out = _output(u_TC, out_TC)
+    scan = _Scan.of((u_TC, delta_TC, B_TN, C_TN), A_CN, (D_C, bias_C, z_TC), softplus)
+    tokens, count = len(u_TC), len(slots_R)
+    index = (x.contiguous() for x in (starts_R1, slots_R, has_state_R, start_CN))
+    longest = tokens if longest is None else min(longest, tokens)
+    if count and tokens:
+        chunk = chunk_length(count, tokens, longest, u_TC.shape[1], scan_tile())
+        _run(scan, _Rows(count, longest, *index, states_SCN), out, chunk)
+    return out
 
 
 def selective_state_update(
@@ -350,13 +345,33 @@ def selective_state_update(
     A_CN: torch.Tensor,
     B_RN: torch.Tensor,
     C_RN: torch.Tensor,
-    D_C: torch.Tensor,
+    D_C: torch.Tensor | None,
     *,
     states_SCN: torch.Tensor,
     slots_R: torch.Tensor,
     z_RC: torch.Tensor | None = None,
     out_RC: torch.Tensor | None = None,
+    bias_C: torch.Tensor | None = None,
+    softplus: bool = False,
 ) -> torch.Tensor:
     """See ``nlrl_kernels.selective_state_update``."""
-    tokens = (u_RC, delta_RC, B_RN, C_RN)
-    return _launch_rows(tokens, (A_CN, D_C), z_RC, out_RC, states_SCN, slots_R, None)
+    out = _output(u_RC, out_RC)
+    D, bias = (x if x is None else x.contiguous() for x in (D_C, bias_C))
+    u, delta, B, C, z = (_adjacent(x) for x in (u_RC, delta_RC, B_RN, C_RN, z_RC))
+    scan = _Scan(u, delta, A_CN.float().contiguous(), B, C, D, bias, z, softplus)
+    rows, channels = u.shape
+    block_r, block_c, warps = update_tile(rows)
+    block_c = min(block_c, int(triton.next_power_of_2(channels)))
+    if rows:
+        kernels.update_states[(triton.cdiv(rows, block_r), triton.cdiv(channels, block_c))](
+            *scan.pointers(out), slots_R.contiguous(), states_SCN, rows, channels, *scan.strides(), out.stride(0),
+            *states_SCN.stride(), **scan.flags(), BLOCK_N=triton.next_power_of_2(A_CN.shape[1]), BLOCK_R=block_r,
+            BLOCK_C=block_c, num_warps=warps,
+        )  # fmt: skip
+    return out
+
+
+def _output(u: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+    if out is not None and out.stride(-1) != 1:
+        raise ValueError("The output of a scan must have adjacent channels: its last stride must be 1.")
+    return torch.empty(u.shape, dtype=u.dtype, device=u.device) if out is None else out
