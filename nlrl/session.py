@@ -67,7 +67,6 @@ async def run_recorded(config: RunConfig, place: Place, reuse: str | None = None
     try:
         run_id = place.run_id or new_run_id(place.runs, config.recipe, model_name(config.engine))
         store = RunStore.create(place.runs, run_id, manifest_of(config, cast, task))
-        store.record_prompts(prompt_rows({role: one.prompts for role, one in cast.speakers.items()}))
         run = Run(config, task, cast, store, console, place.plain)
         return await run.play(None if reused is None else reused.answer)
     finally:
@@ -190,6 +189,8 @@ class Run:
     def _plan(self, reused: Answers | None) -> list[Stage]:
         """Put the record between the run and its engines; what is to be done with them."""
         config, store = self.config, self.store
+        # A run that is resumed may have been stopped before this.
+        store.record_prompts(prompt_rows({role: one.prompts for role, one in self.cast.speakers.items()}))
         gate = Gate(config.budget, store.totals) if is_limited(config.budget) else None
 
         def put_between(speaker: Speaker) -> RecordedEngine:

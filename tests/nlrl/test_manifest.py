@@ -91,6 +91,16 @@ def test_what_decides_nothing_may_change(runs):
     assert resume(runs) == 0
 
 
+def test_a_run_that_was_stopped_before_it_had_its_prompts_gets_them(runs):
+    with RunReader.open(runs / "run") as reader:
+        wanted = reader.prompts()
+    with sqlite3.connect(runs / "run" / FILE_NAME) as db:
+        db.execute("DELETE FROM prompts")
+    assert resume(runs) == 0
+    with RunReader.open(runs / "run") as reader:
+        assert reader.prompts() == wanted != []
+
+
 def test_force_new_begins_another_run(runs):
     before = digest_of(runs, "run")
     assert resume(runs, {"seed": 5}, force_new=True) == 0

@@ -81,7 +81,7 @@ def test_any_reply_is_classified_and_none_is_guessed(count, row):
             if parsed.action is not None:
                 # What was said as the move, by other means than the parser's, is that move but for case and quotes.
                 found = re.search(r'"action"\s*:\s*("(?:[^"\\]|\\.)*")', text)
-                said = json.loads(found[1]) if form.kind == "json" and found else text
+                said = json.loads(found[1], strict=False) if form.kind == "json" and found else text
                 assert parsed.action in " ".join(said.casefold().split())
             if parsed.number is not None:
                 assert any(char in "0123456789" for char in text)
