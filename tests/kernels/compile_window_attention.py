@@ -1,8 +1,8 @@
 """Compile window attention at Hymba-1.5B's shape for an H100 (sm_90) and print what its machine code takes.
 
 Needs no GPU: `python tests/kernels/compile_window_attention.py`, or `... prefill 128 64 8 3` for one kernel and tile
-(queries, keys, warps, stages). Registers and spilled bytes a thread, shared memory, and instructions: HGMMA (products on
-the tensor cores of Hopper), HMMA (of Ampere), LDGSTS (copies to shared memory that do not wait), STL (spills).
+(queries, keys, warps, stages). Registers and spilled bytes a thread, shared memory, and instructions: HGMMA (products
+on the tensor cores of Hopper), HMMA (of Ampere), LDGSTS (copies to shared memory that do not wait), STL (spills).
 """
 
 import re
@@ -68,7 +68,7 @@ def compile_one(what, tile, dtype="bf16"):
         "rows": (kernels.attend, PAGED | {"PAGE": 0, "KEEP": True, "DECODE": False, "SPLIT": False} | sizes),
         "decode": (kernels.attend, PAGED | {"DECODE": True, "SPLIT": True} | sizes),
         "combine": (kernels.combine, {"BLOCK_S": 32, "WIDTH_V": 128, "BLOCK_V": 128}),
-        "row_sums": (backward.row_sums, {"WIDTH_V": 128, "BLOCK_V": 128, "ROWS": 32}),
+        "row_sums": (backward.row_sums, {"GROUP": 5, "WIDTH_V": 128, "BLOCK_V": 128, "ROWS": 32}),
         "queries": (backward.queries_backward, ROWS | {"HAS_PINNED": True} | sizes),
         "keys": (backward.keys_backward, ROWS | {"PINNED": False} | sizes),
         "pinned_keys": (backward.keys_backward, ROWS | {"PINNED": True, "HAS_WINDOW": False} | sizes),

@@ -140,7 +140,7 @@ def test_the_work_of_a_decode_does_not_depend_on_the_context_past_the_window():
     tile = Tile(16, 64, 4, 3)
     for heads in (5, 160, 1280):
         assert len({decode_splits(heads, 128, longest, 1024, 1, tile) for longest in (2048, 8192, 65536)}) == 1
-    assert [decode_splits(heads, 128, 65536, 1024, 1, tile) for heads in (5, 160, 320, 640)] == [20, 4, 2, 1]
+    assert [decode_splits(heads, 128, 65536, 1024, 1, tile) for heads in (5, 160, 320, 640)] == [20, 3, 1, 1]
     assert decode_splits(5, 128, 65536, None, 1, tile) == 64
     assert decode_splits(1280, 128, 65536, None, 1, tile) == 1
 

@@ -32,8 +32,9 @@ def plain_flash(
     )  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _plain(monkeypatch):
+@pytest.fixture
+def plain(monkeypatch):
+    """Alternatives uncompiled, and FlashAttention by our reference."""
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     monkeypatch.setattr(cases, "vllm_flash_attention", lambda: (plain_flash, 3))
 
@@ -41,6 +42,7 @@ def _plain(monkeypatch):
 @needs_no_gpu
 @pytest.mark.parametrize(("count", "context"), [(20, 20), (6, 30)])
 @pytest.mark.parametrize("window", [True, False])
+@pytest.mark.usefixtures("plain")
 def test_flex_attention_computes_the_same(window, count, context):
     with nlrl_kernels.use_implementation("reference"):
         case = cases.paged_case(TINY, cases.shape_for(TINY, window=window), 1, count, context)
@@ -51,6 +53,7 @@ def test_flex_attention_computes_the_same(window, count, context):
 
 
 @needs_no_gpu
+@pytest.mark.usefixtures("plain")
 def test_flash_attention_gets_the_same_cache():
     from dataclasses import replace
 
@@ -64,6 +67,7 @@ def test_flash_attention_gets_the_same_cache():
 
 @needs_no_gpu
 @pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.usefixtures("plain")
 def test_training_alternatives_compute_the_same(backward):
     with nlrl_kernels.use_implementation("reference"):
         case = cases.rows_case(TINY, cases.shape_for(TINY, window=True), 2, 12, backward)

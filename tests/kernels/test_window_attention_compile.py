@@ -25,7 +25,7 @@ def test_todays_tiles_use_the_tensor_cores_and_hardly_spill(tmp_path):
     for (dtype, what), figures in found.items():
         assert figures["shared"] <= 227 * 1024, (dtype, what, figures)
         if dtype == "bf16":
-            assert figures["stack"] <= 128, (what, figures)
+            assert figures["stack"] <= 160, (what, figures)  # outside the inner loops
     for what in ("prefill", "prefill_small_pages", "rows", "queries", "keys", "pinned_keys"):
         assert found["bf16", what]["HGMMA"] > 0
         assert found["bf16", what]["LDGSTS"] > 0

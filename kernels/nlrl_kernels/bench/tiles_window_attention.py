@@ -26,13 +26,12 @@ def candidates() -> list[Candidate]:
     shapes = [(128, 128, 8), (128, 64, 8), (64, 128, 4), (64, 64, 4), (128, 64, 4), (128, 32, 4), (64, 128, 8)]
     for length in (8192, 2048, 0):
         found.append(("window_prefill", length, (prefill,)))
-        for (queries, keys, warps), stages in product(shapes, (3, 2, 4)):
+        for (queries, keys, warps), stages in product(shapes, (3, 2)):
             found.append(("window_prefill", length, (Tile(queries, keys, warps, stages),)))
     for rows in (64, 1, 256):
         found.append(("window_decode", rows, (decode,)))
-        for (keys, warps), stages in product([(64, 4), (128, 4), (128, 8), (32, 4), (64, 2)], (3, 4, 5)):
-            for programs in (528, 264, 1056):
-                found.append(("window_decode", rows, (Tile(16, keys, warps, stages, programs),)))
+        for (keys, warps), stages, programs in product([(64, 4), (128, 4), (128, 8), (32, 4)], (3, 4), (528, 264, 1056)):
+            found.append(("window_decode", rows, (Tile(16, keys, warps, stages, programs),)))
     of_queries, of_keys = triton_impl.backward_tiles(128, torch.bfloat16)
     found.append(("window_backward", 2048, (of_queries, of_keys)))
     for queries, keys, warps in [(128, 64, 8), (64, 64, 4), (128, 128, 8), (128, 32, 8), (64, 128, 8)]:
@@ -64,7 +63,7 @@ def plan_for(what: str, number: int, *, short: bool, size: Size) -> Plan:
         return Plan(what, f"{rows} x 1 of {context}", lambda: paged_case(size, shape, rows, 1, context))
     length = 20 if size.tiny else 256 if short else number or 8192
     if what == "window_backward":
-        rows = 1 if size.tiny or short else 4
+        rows = 1 if size.tiny else 4
         return Plan(what, f"{rows} x {length}", lambda: rows_case(size, shape, rows, length, True))
     label = f"1 x {length}, " + ("all keys" if shape.window is None else f"window {shape.window}")
     return Plan(what, label, lambda: paged_case(size, shape, 1, length, length))

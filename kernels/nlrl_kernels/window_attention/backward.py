@@ -22,14 +22,20 @@ from nlrl_kernels.window_attention.kernels import find_row, hide, load_rows, pla
 
 
 @triton.jit
-def row_sums(do_ptr, o_ptr, delta_ptr, total, WIDTH_V: tl.constexpr, BLOCK_V: tl.constexpr, ROWS: tl.constexpr):
-    """``delta`` of ROWS adjacent rows [T H, V]."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    w = tl.arange(0, BLOCK_V)
-    at, inside = row[:, None] * WIDTH_V + w[None, :], (row < total)[:, None] & (w < WIDTH_V)[None, :]
+def row_sums(
+    do_ptr, o_ptr, delta_ptr, tokens, heads,
+    GROUP: tl.constexpr, WIDTH_V: tl.constexpr, BLOCK_V: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """``delta`` [G, T, GROUP] of ROWS adjacent entries of one key head. Grid: (key heads, parts of T GROUP)."""
+    head = tl.program_id(0)
+    index, w = tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK_V)
+    inside = (index < tokens * GROUP)[:, None] & (w < WIDTH_V)[None, :]
+    at_head = (index // GROUP).to(tl.int64) * heads + head * GROUP + index % GROUP
+    at = at_head[:, None] * WIDTH_V + w[None, :]
     do = tl.load(do_ptr + at, mask=inside, other=0.0).to(tl.float32)
     o = tl.load(o_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(delta_ptr + row, tl.sum(do * o, axis=1), mask=row < total)
+    at_sum = head.to(tl.int64) * tokens * GROUP + index
+    tl.store(delta_ptr + at_sum, tl.sum(do * o, axis=1), mask=index < tokens * GROUP)
 
 
 @triton.jit
@@ -59,7 +65,7 @@ def _walk_keys(
 @triton.jit
 def queries_backward(
     q_ptr, k_ptr, v_ptr, do_ptr, lse_ptr, delta_ptr, dq_ptr, starts_ptr, key_starts_ptr,
-    scale, natural_scale, window, pinned, rows, heads, q_t, q_h, k_t, k_h, v_t, v_h,
+    scale, natural_scale, window, pinned, rows, tokens, heads, q_t, q_h, k_t, k_h, v_t, v_h,
     GROUP: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_PINNED: tl.constexpr, IEEE: tl.constexpr,
     WIDTH_K: tl.constexpr, WIDTH_V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -85,7 +91,8 @@ def queries_backward(
     q = load_rows(q_ptr + at64 * q_t + q_head * q_h, WIDTH_K, BLOCK_K)
     at_head = at64 * heads + q_head
     do = load_rows(do_ptr + at_head * WIDTH_V, WIDTH_V, BLOCK_V)
-    lse, delta = tl.load(lse_ptr + at_head), tl.load(delta_ptr + at_head)
+    at_sum = head.to(tl.int64) * tokens * GROUP + first * GROUP + tl.minimum(index, count * GROUP - 1)
+    lse, delta = tl.load(lse_ptr + at_sum), tl.load(delta_ptr + at_sum)
     k_ptr += first_key.to(tl.int64) * k_t + head * k_h
     v_ptr += first_key.to(tl.int64) * v_t + head * v_h
 
@@ -123,6 +130,8 @@ def _walk_queries(
 ):  # fmt: skip
     """Add tiles of queries ``begin`` to ``end``, counted with their group, to the gradients of a tile of keys.
 
+    ``lse`` and ``delta`` begin at the row's first query, which is token ``first64``.
+
     Scores are transposed, keys by queries, so that the products need no transposed weights.
     """
     for t in range(tiles):
@@ -135,14 +144,14 @@ def _walk_queries(
         at_head = at64 * heads + q_head
         q = load_rows(q_ptr + at64 * q_t + q_head * q_h, WIDTH_K, BLOCK_K)
         do = load_rows(do_ptr + at_head * WIDTH_V, WIDTH_V, BLOCK_V)
-        lse, delta = tl.load(lse_ptr + at_head), tl.load(delta_ptr + at_head)
+        lse, delta = tl.load(lse_ptr + index), tl.load(delta_ptr + index)
         scores = tl.dot(k, tl.trans(q), input_precision=PRECISION)
         if MASKED:
             # A query behind the end has a position before every key: it sees none.
             position = tl.where(start + tl.arange(0, BLOCK_M) < end, before + token, -1)
             after = (position[None, :] - j[:, None]).to(tl.uint32, bitcast=True)
-            span = window if HAS_WINDOW else 2147483647
-            scores = tl.where(after <= tl.cast(span, tl.uint32), scores, float("-inf"))
+            reach = j * 0 + (window if HAS_WINDOW else 2147483647)
+            scores = tl.where(after <= reach.to(tl.uint32, bitcast=True)[:, None], scores, float("-inf"))
         p = tl.exp2(scores * scale - lse[None, :])
         dv = tl.dot(p.to(do.dtype), do, acc=dv, input_precision=PRECISION)
         dp = tl.dot(v, tl.trans(do), input_precision=PRECISION)
@@ -154,7 +163,7 @@ def _walk_queries(
 @triton.jit
 def keys_backward(
     q_ptr, k_ptr, v_ptr, do_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr, starts_ptr, key_starts_ptr,
-    scale, natural_scale, window, pinned, rows, heads, kv_heads, pin_tiles, share,
+    scale, natural_scale, window, pinned, rows, tokens, heads, kv_heads, pin_tiles, share,
     q_t, q_h, k_t, k_h, v_t, v_h,
     PINNED: tl.constexpr, GROUP: tl.constexpr, HAS_WINDOW: tl.constexpr, IEEE: tl.constexpr,
     WIDTH_K: tl.constexpr, WIDTH_V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
@@ -202,12 +211,13 @@ def keys_backward(
     at = first_key.to(tl.int64) + tl.minimum(j, tl.maximum(j_end, 1) - 1)
     k = load_rows(k_ptr + at * k_t + head * k_h, WIDTH_K, BLOCK_K)
     v = load_rows(v_ptr + at * v_t + head * v_h, WIDTH_V, BLOCK_V)
+    at_sum = head.to(tl.int64) * tokens * GROUP + first * GROUP
     dk, dv = tl.zeros((BLOCK_N, BLOCK_K), tl.float32), tl.zeros((BLOCK_N, BLOCK_V), tl.float32)
     for whole in tl.static_range(2):
         dk, dv = _walk_queries(
             far - near if whole else near + tiles - far, dk, dv, k, v, j, begin, end,
             0 if whole else near, near if whole else far - near, head, before, window, first.to(tl.int64), heads,
-            q_ptr, do_ptr, lse_ptr, delta_ptr, q_t, q_h, scale,
+            q_ptr, do_ptr, lse_ptr + at_sum, delta_ptr + at_sum, q_t, q_h, scale,
             whole == 0, HAS_WINDOW, GROUP, precision, WIDTH_K, WIDTH_V, BLOCK_K, BLOCK_V, BLOCK_M,
         )  # fmt: skip
     if PINNED:

@@ -201,8 +201,8 @@ def attend(
 ):  # fmt: skip
     """Grid: (key heads, tiles), or with DECODE, which takes one tile a row, (key heads, splits, rows).
 
-    ``scale`` includes log2 e. KEEP writes logarithms of the sums, in base 2, ``lse`` [T, H]. SPLIT writes weighted
-    values ``partial`` [splits, T, H, V] and ``stats`` [splits, 2, T, H] (maxima, sums) instead of the output.
+    ``scale`` includes log2 e. KEEP writes logarithms of the sums, in base 2, ``lse`` [G, T, GROUP]. SPLIT writes
+    weighted values ``partial`` [splits, T, H, V] and ``stats`` [splits, 2, T, H] (maxima, sums) instead of the output.
     """
     precision: tl.constexpr = "ieee" if IEEE else "tf32"
     head = tl.program_id(0)
@@ -294,7 +294,9 @@ def attend(
         out_at = out_ptr + (at64 * out_t + q_head * out_h)[:, None] + w[None, :]
         tl.store(out_at, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=inside)
         if KEEP:
-            tl.store(lse_ptr + at_head, best + tl.log2(total), mask=in_m)
+            # In the order of a tile's rows: what is adjacent there is read together in the backward pass.
+            at_sum = head.to(tl.int64) * tokens * GROUP + first * GROUP + index
+            tl.store(lse_ptr + at_sum, best + tl.log2(total), mask=in_m)
 
 
 @triton.jit

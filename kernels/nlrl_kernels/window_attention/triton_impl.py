@@ -31,8 +31,8 @@ class Tile:
         keys: keys of a tile.
         warps: of a program.
         stages: tiles that are on their way at a time.
-        programs: of a decode; the keys of its rows are shared out until there are so many, and 528 are four a
-            multiprocessor of an H100.
+        programs: of a decode, at most, by sharing out the keys of its rows: 528 are the four that a multiprocessor
+            of an H100 holds at a time.
     """
 
     queries: int
@@ -138,7 +138,7 @@ def decode_splits(heads: int, pinned: int, longest: int, window: int | None, que
     """
     seen = longest if window is None else min(longest, window + queries)
     tiles = -(-pinned // tile.keys) - (-seen // tile.keys) + (seen < longest)
-    return max(1, min(-(-tile.programs // heads), tiles, _MAX_SPLITS))
+    return max(1, min(tile.programs // heads, tiles, _MAX_SPLITS))
 
 
 def pinned_window_attention_varlen(
@@ -177,7 +177,7 @@ def _varlen(
     scale: float,
     keep: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The result and, if ``keep``, the logarithms of the sums [T, H], in base 2."""
+    """The result and, if ``keep``, the logarithms of the sums, in base 2, [G, T H / G]."""
     q, k, v = _adjacent(q), _adjacent(k), _adjacent(v)
     (tokens, heads, width), (_, kv_heads, width_v) = q.shape, v.shape
     out, lse = _outputs(q, v, keep)
@@ -224,28 +224,28 @@ def _varlen_backward(
     if rows < 1 or not tokens:
         return dq.zero_(), dk.zero_(), dv.zero_()
     delta = torch.empty_like(lse)
-    kernels_backward.row_sums[(triton.cdiv(tokens * heads, 32),)](
-        do, out, delta, tokens * heads, WIDTH_V=width_v, BLOCK_V=_padded(width_v), ROWS=32, num_warps=4
+    kernels_backward.row_sums[(kv_heads, triton.cdiv(tokens * group, 32))](
+        do, out, delta, tokens, heads, GROUP=group, WIDTH_V=width_v, BLOCK_V=_padded(width_v), ROWS=32, num_warps=4
     )
     of_queries, of_keys = backward_tiles(width_v, q.dtype)
     starts, key_starts = starts.contiguous(), key_starts.contiguous()
     strides = [stride for x in (q, k, v) for stride in x.stride()[:2]]
     scales, flags = (scale * _LOG2_E, scale), {"GROUP": group, "HAS_WINDOW": window is not None}
     kernels_backward.queries_backward[(kv_heads, _tiles(tokens * group, of_queries.queries, rows))](
-        q, k, v, do, lse, delta, dq, starts, key_starts, *scales, window or 0, pinned, rows, heads, *strides,
+        q, k, v, do, lse, delta, dq, starts, key_starts, *scales, window or 0, pinned, rows, tokens, heads, *strides,
         HAS_PINNED=pinned > 0, **flags, **_sizes(width, width_v, of_queries, q.dtype),
     )  # fmt: skip
     sizes = _sizes(width, width_v, of_keys, q.dtype)
     kernels_backward.keys_backward[(kv_heads, _tiles(len(k), of_keys.keys, rows))](
-        q, k, v, do, lse, delta, dk, dv, starts, key_starts, *scales, window or 0, pinned, rows, heads, kv_heads, 1, 0,
-        *strides, PINNED=False, **flags, **sizes,
+        q, k, v, do, lse, delta, dk, dv, starts, key_starts, *scales, window or 0, pinned, rows, tokens, heads,
+        kv_heads, 1, 0, *strides, PINNED=False, **flags, **sizes,
     )  # fmt: skip
     if pinned:
         spans, pin_tiles = triton.cdiv(max_query_len, _QUERIES_A_SPAN), triton.cdiv(pinned, of_keys.keys)
         parts = [torch.empty(spans, rows, pinned, kv_heads, w, device=q.device) for w in (width, width_v)]
         kernels_backward.keys_backward[(kv_heads, spans * pin_tiles, rows)](
-            q, k, v, do, lse, delta, *parts, starts, key_starts, *scales, window or 0, pinned, rows, heads, kv_heads,
-            pin_tiles, _QUERIES_A_SPAN, *strides, PINNED=True, **flags | {"HAS_WINDOW": False}, **sizes,
+            q, k, v, do, lse, delta, *parts, starts, key_starts, *scales, window or 0, pinned, rows, tokens, heads,
+            kv_heads, pin_tiles, _QUERIES_A_SPAN, *strides, PINNED=True, **flags | {"HAS_WINDOW": False}, **sizes,
         )  # fmt: skip
         for part, total, wide in ((parts[0], dk, width), (parts[1], dv, width_v)):
             kernels_backward.add_spans[(kv_heads, triton.cdiv(pinned, 16), rows)](
@@ -278,7 +278,8 @@ _varlen.register_autograd(_backward, setup_context=_setup_context)
 
 def _outputs(q: torch.Tensor, v: torch.Tensor, keep: bool) -> tuple[torch.Tensor, torch.Tensor]:
     out = torch.empty((*q.shape[:2], v.shape[-1]), dtype=q.dtype, device=q.device)
-    return out, torch.empty(q.shape[:2] if keep else 0, dtype=torch.float32, device=q.device)
+    sums = (v.shape[1], q.shape[0] * (q.shape[1] // v.shape[1]))
+    return out, torch.empty(sums if keep else 0, dtype=torch.float32, device=q.device)
 
 
 def _tiles(packed: int, block: int, rows: int) -> int:
