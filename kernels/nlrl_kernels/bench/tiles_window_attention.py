@@ -30,7 +30,9 @@ def candidates() -> list[Candidate]:
             found.append(("window_prefill", length, (Tile(queries, keys, warps, stages),)))
     for rows in (64, 1, 256):
         found.append(("window_decode", rows, (decode,)))
-        for (keys, warps), stages, programs in product([(64, 4), (128, 4), (128, 8), (32, 4)], (3, 4), (528, 264, 1056)):
+        for (keys, warps), stages, programs in product(
+            [(64, 4), (128, 4), (128, 8), (32, 4)], (3, 4), (528, 264, 1056)
+        ):
             found.append(("window_decode", rows, (Tile(16, keys, warps, stages, programs),)))
     of_queries, of_keys = triton_impl.backward_tiles(128, torch.bfloat16)
     found.append(("window_backward", 2048, (of_queries, of_keys)))
