@@ -26,7 +26,10 @@ import triton.language as tl
 
 
 @triton.jit
-def locate(start, j, known, table_ptr, first_key, page_stride, stride, PAGE: tl.constexpr, BLOCK_N: tl.constexpr):
+def locate(
+    start, j, known, table_ptr, first_key, page_stride, stride,
+    PAGE: tl.constexpr, MASKED: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
     """Offsets of the keys j = ``start`` ... of a row, one [N] for a cache with pages of PAGE keys (0: no pages)."""
     if PAGE == 0:
         return (first_key + j).to(tl.int64) * stride
@@ -34,7 +37,10 @@ def locate(start, j, known, table_ptr, first_key, page_stride, stride, PAGE: tl.
         page = tl.load(table_ptr + start // PAGE).to(tl.int64)
         return page * page_stride + (start % PAGE + tl.arange(0, BLOCK_N)) * stride
     else:
-        page = tl.load(table_ptr + j // PAGE, mask=known, other=0).to(tl.int64)
+        if MASKED:
+            page = tl.load(table_ptr + j // PAGE, mask=known, other=0).to(tl.int64)
+        else:
+            page = tl.load(table_ptr + j // PAGE).to(tl.int64)
         return page * page_stride + j % PAGE * stride
 
 
@@ -81,10 +87,10 @@ def _walk_one(
     for start in range(begin, end, BLOCK_N):
         j = start + tl.arange(0, BLOCK_N)
         known = j < length
-        k_at = locate(start, j, known, table_ptr, first_key, k_b, k_p, PAGE, BLOCK_N)
+        k_at = locate(start, j, known, table_ptr, first_key, k_b, k_p, PAGE, MASKED, BLOCK_N)
         v_at = k_at
         if not ALIKE:
-            v_at = locate(start, j, known, table_ptr, first_key, v_b, v_p, PAGE, BLOCK_N)
+            v_at = locate(start, j, known, table_ptr, first_key, v_b, v_p, PAGE, MASKED, BLOCK_N)
         k = load_rows(k_ptr, k_at, BLOCK_D, known, d, WIDTH, MASKED)
         scores = _scores(q, k, known[None, :] & (j[None, :] <= position[:, None]), MASKED, PRECISION)
         weights, best, rescale = _weigh(scores, best, scale)
@@ -132,11 +138,11 @@ def _walk(
         j = start + tl.arange(0, BLOCK_N)
         known = j < length
         visible = known[None, :] & (j[None, :] <= position[:, None])
-        k1_at = locate(start, j, known, table_ptr, first_key, k1_b, k1_p, PAGE, BLOCK_N)
+        k1_at = locate(start, j, known, table_ptr, first_key, k1_b, k1_p, PAGE, MASKED, BLOCK_N)
         k2_at, v_at = k1_at, k1_at
         if not ALIKE:
-            k2_at = locate(start, j, known, table_ptr, first_key, k2_b, k2_p, PAGE, BLOCK_N)
-            v_at = locate(start, j, known, table_ptr, first_key, v_b, v_p, PAGE, BLOCK_N)
+            k2_at = locate(start, j, known, table_ptr, first_key, k2_b, k2_p, PAGE, MASKED, BLOCK_N)
+            v_at = locate(start, j, known, table_ptr, first_key, v_b, v_p, PAGE, MASKED, BLOCK_N)
         k1 = load_rows(k1_ptr, k1_at, BLOCK_D, known, d, WIDTH, MASKED)
         k2 = k1
         if not SHARED:
