@@ -208,6 +208,9 @@ class DistilConfig(Part):
     weight_decay: float = Field(default=0.0, ge=0)
     clip: float = Field(default=1.0, ge=0)
     """Largest norm of a step's gradient; 0 for no limit."""
+    rehearse: bool = False
+    """Whether a model in both roles goes over the last lessons of one while it learns the other; without it, it forgets
+    them, and with it a training is about twice as long."""
     carry: bool = True
     """Whether the optimizer's moments go on from iteration to iteration."""
     keep_states: int | None = Field(default=1, ge=1)

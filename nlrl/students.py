@@ -12,6 +12,7 @@ from nlrl.cast import Cast, Speaker, build_engine
 from nlrl.config import RunConfig
 from nlrl.config_parts import DistilConfig, EngineConfig
 from nlrl.distill.forms import check_teachable
+from nlrl.distill.rehearsal import Rehearsing
 from nlrl.errors import ConfigError
 from nlrl.learn import Student, Students
 from nlrl.recorded import RecordedEngine
@@ -120,6 +121,8 @@ def build_students(
                 inner: Student = FixedStudent()
             else:
                 inner = speaker.table or _distilled(config, cast, speaker, models[speaker], store)
+                if config.distil is not None and config.distil.rehearse:
+                    inner = Rehearsing(inner)
             made[key] = RecordedStudent(inner, models[speaker], store)
         roles[role] = made[key]
     other = next(iter(roles.values()))
@@ -148,7 +151,7 @@ def _distilled(config: RunConfig, cast: Cast, speaker: Speaker, model: RecordedE
     distil, base, teacher = config.distil or DistilConfig(), _folder(speaker), _folder(cast.teacher)
     assert base is not None
     more: dict[str, Any] = {} if distil.loss == "tokens" else {"teacher": teacher, "soft": _SOFT[distil.loss]}
-    knobs = TrainingKnobs(**distil.model_dump(exclude={"loss"}), **more)
+    knobs = TrainingKnobs(**distil.model_dump(exclude={"loss", "rehearse"}), **more)
     as_drawn = cast.teacher is speaker or (teacher is not None and same_tokenizer(base, teacher))
     return DistilledStudent(base, speaker.engine, store, knobs, as_drawn=as_drawn, reloaded=model.reloaded)
 

@@ -3,7 +3,7 @@
 Whatever a loop's teacher is worth, the student must come to say what it was taught when it is asked as it will be: the
 prompts of training and of asking, the masks of the loss, the end token and the reload have to agree for that. The
 student is the one that actor-critic has, a running vLLM engine whose weights are replaced, and value and policy are
-learned one after the other by one model, as there.
+learned one after the other by one model, as there: without going over the values it forgets them for the moves.
 
 Minutes of training on one core: ``make served ARGS="-k exact_teacher"``.
 """
@@ -24,9 +24,11 @@ from learning import store
 from nlrl.ask import Asker
 from nlrl.distill.examples import policy_examples, value_examples
 from nlrl.distill.knobs import TrainingKnobs
+from nlrl.distill.rehearsal import Rehearsing
 from nlrl.distill.student import DistilledStudent
 from nlrl.engine.vllm import VllmEngine
 from nlrl.evaluate.graders import Grader, make_grader
+from nlrl.learn import Student
 from nlrl.policy import act
 from nlrl.recorded import RecordedEngine
 from nlrl.registry import resolve_model
@@ -85,8 +87,9 @@ async def agreement(situations_S: list[Situation], grader: Grader, ask: Asker) -
     return right / len(pairs), optimal / len(situations_S)
 
 
+@pytest.mark.parametrize("rehearse", [False, True])
 def test_a_student_comes_to_say_what_an_exact_teacher_said(
-    engine: VllmEngine, tmp_path: Path, row: Callable[[str], None]
+    engine: VllmEngine, tmp_path: Path, row: Callable[[str], None], rehearse: bool
 ) -> None:
     env, run = TicTacToe(), store(tmp_path)
     grader = make_grader(env)
@@ -95,7 +98,9 @@ def test_a_student_comes_to_say_what_an_exact_teacher_said(
     ask = Asker(recorded, load("compact", "tic_tac_toe"), env.task, attempts=1, seed=0)
     base = resolve_model("hymba").path
     assert base is not None
-    student = DistilledStudent(base, engine, run, KNOBS, reloaded=recorded.reloaded)
+    engine.update_weights(base)
+    student: Student = DistilledStudent(base, engine, run, KNOBS, reloaded=recorded.reloaded)
+    student = Rehearsing(student) if rehearse else student
     situations_S = drawn_situations(SITUATIONS)
     tables_S = [exact(grader, situation) for situation in situations_S]
     values = [
@@ -121,8 +126,10 @@ def test_a_student_comes_to_say_what_an_exact_teacher_said(
 
     row(
         f"{len(values)} values, {len(choices_S)} moves; values exact, moves optimal: {before} untrained, "
-        f"{between} after the values, {after} after the moves ({by_chance:.2f} by chance); loss {valued.losses_T[0]:.2f} to "
-        f"{valued.losses_T[-1]:.3f} and {moved.losses_T[0]:.2f} to {moved.losses_T[-1]:.3f}"
+        f"{between} after the values, {after} after the moves ({by_chance:.2f} by chance); "
+        f"loss {valued.losses_T[0]:.2f} to {valued.losses_T[-1]:.3f} and {moved.losses_T[0]:.2f} to "
+        f"{moved.losses_T[-1]:.3f}"
     )
-    assert between[0] > 0.9 > before[0]
+    assert between[0] > 0.8 > 0.5 > before[0]
     assert after[1] > 0.9
+    assert (after[0] > 0.8) is rehearse

@@ -10,10 +10,12 @@ from small_runs import digest_of, play
 
 from nlrl.cli import main
 from nlrl.config import RunConfig, load_config, recipes
+from nlrl.distill.rehearsal import Rehearsing
 from nlrl.errors import BudgetError, ConfigError, EnvError, ResumeError, StoreError
 from nlrl.session import Place, print_estimate, resume_recorded, run_recorded
 from nlrl.store import RunReader
 from nlrl.store_loops import dataset, datasets, phases, trainings
+from nlrl.types import Example, Trained
 
 FEW = {
     "engine.kind": "oracle",
@@ -250,3 +252,27 @@ def test_the_data_set_of_each_iteration_is_exported_as_chat(whole, tmp_path, cap
             assert (line["id"], line["games"]) == (example.id, list(example.sources))
     again = nlrl_says(capsys, "export", "actor-critic", str(tmp_path / "lessons"), "--lessons", "--runs", str(whole))
     assert "is not empty; name a new folder" in again
+
+
+def test_a_model_in_both_roles_goes_over_what_it_was_taught_in_the_other():
+    taught = []
+
+    class Keeps:
+        async def learn(self, examples, *, iteration, student, seed):
+            taught.append((student, [one.id for one in examples]))
+            return Trained(iteration, student, f"{student}-{iteration}", len(examples), 0)
+
+    def lessons(name: str) -> list[Example]:
+        return [Example(name, "value", (("user", "?"),), "!")]
+
+    async def go() -> list[Trained]:
+        student = Rehearsing(Keeps())
+        order = [("value", "v1"), ("policy", "p1"), ("value", "v2"), ("policy", "")]
+        return [
+            await student.learn(lessons(name) if name else [], iteration=1, student=role, seed=0)  # type: ignore[arg-type]
+            for role, name in order
+        ]
+
+    done = asyncio.run(go())
+    assert taught == [("value", ["v1"]), ("policy", ["p1", "v1"]), ("value", ["v2", "p1"]), ("policy", [])]
+    assert [one.examples for one in done] == [1, 1, 1, 0]
