@@ -11,11 +11,12 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 class RecipesHook(BuildHookInterface):
-    """Map runs/*.toml to nlrl/_recipes/*.toml, in built wheels only."""
+    """Map runs/*.toml and runs/reproduce/*.toml to nlrl/_recipes, in built wheels only."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Add the recipes to the files that hatchling packs; `version` is "standard" or "editable"."""
         if version == "editable":
             return
-        for recipe in sorted(Path(self.root, "runs").glob("*.toml")):
-            build_data["force_include"][str(recipe)] = f"nlrl/_recipes/{recipe.name}"
+        runs = Path(self.root, "runs")
+        for recipe in sorted((*runs.glob("*.toml"), *runs.glob("reproduce/*.toml"))):
+            build_data["force_include"][str(recipe)] = f"nlrl/_recipes/{recipe.relative_to(runs).as_posix()}"

@@ -63,7 +63,7 @@ def places_of(reader: RunReader) -> list[tuple[Place, dict[int, str]]]:
     for _, step, action, iteration, phase, stage, text, picture in reader.rows(f"{_BEFORE} ORDER BY s.game, s.step"):
         if stage == "plain policy" or (phase == "evaluate" and stage != "policy iteration"):
             plain.setdefault(text, {}).setdefault(iteration, str(action))
-        elif phase == "improve" or stage in ("policy iteration", ""):
+        elif _looks_ahead(phase, stage):
             chosen[text] = (chosen[text][0] if text in chosen else step, picture, str(action))
     for _, text, action, _ in _improved(reader):
         if text in plain and action is not None:
@@ -75,12 +75,17 @@ def places_of(reader: RunReader) -> list[tuple[Place, dict[int, str]]]:
     ]
 
 
+def _looks_ahead(phase: str, stage: str) -> bool:
+    """Whether a phase's own moves are made on evidence; a record of the first versions has neither name."""
+    return phase == "improve" or stage in ("policy iteration", "")
+
+
 def evidence_at(reader: RunReader, place: Place) -> list[Moment]:
     """What each iteration had about a position, in order; the first decision of an iteration stands for it."""
     found: dict[int, Moment] = {}
     query = f"{_BEFORE} WHERE coalesce(b.observation, g.observation) = ? ORDER BY s.game, s.step"
-    for game, step, _, iteration, *_ in reader.rows(query, place.text):
-        if iteration in found:
+    for game, step, _, iteration, phase, stage, *_ in reader.rows(query, place.text):
+        if iteration in found or not _looks_ahead(phase, stage):
             continue
         decision = next(
             e.decision for e in reader.events(game) if isinstance(e, Step) and e.step == step

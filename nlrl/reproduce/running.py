@@ -176,8 +176,7 @@ async def _in_time(config: RunConfig, place: Place, limit: float | None, clock: 
     work = asyncio.create_task(resume_recorded(place, {}) if known else run_recorded(config, place))
     watch = asyncio.create_task(clock.watch(figure)) if clock is not None else None
     try:
-        await asyncio.wait({work}, timeout=limit)
-        if not work.done():
+        if not await _done_in(work, limit):
             work.cancel()
         with suppress(asyncio.CancelledError):  # before its record was begun
             await work
@@ -189,6 +188,12 @@ async def _in_time(config: RunConfig, place: Place, limit: float | None, clock: 
             clock.look(figure)
     if not (folder / "run.sqlite").is_file():
         raise ConfigError("The time limit is too short to start the model; give more with --limit.")
+
+
+async def _done_in(work: asyncio.Task[int], limit: float | None) -> bool:
+    """Whether a run came to its end within so many seconds."""
+    await asyncio.wait({work}, timeout=limit)
+    return work.done()
 
 
 def _status(folder: Path) -> str:

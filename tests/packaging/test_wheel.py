@@ -112,7 +112,9 @@ def test_the_wheel_holds_nothing_else(wheel):
 
 def test_recipes_and_licence_travel_along(wheel):
     found = contents(wheel)
-    recipes = {f"nlrl/_recipes/{path.name}" for path in (ROOT / "runs").glob("*.toml")}
+    runs = ROOT / "runs"
+    found_here = (*runs.glob("*.toml"), *runs.glob("reproduce/*.toml"))
+    recipes = {f"nlrl/_recipes/{path.relative_to(runs).as_posix()}" for path in found_here}
     assert recipes
     assert recipes == {name for name in found if name.startswith("nlrl/_recipes/")}
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in found)

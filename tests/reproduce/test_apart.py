@@ -89,7 +89,7 @@ def test_a_maze_keeps_its_form_when_it_is_turned():
     maze = MAPS["double_t"]
     rows = tuple(row[::-1] for row in maze.rows)
     turned = MazeMap("turned", rows, (maze.goal[0], len(rows[0]) - 1 - maze.goal[1]))
-    fallen = MazeMap("fallen", tuple(map("".join, zip(*maze.rows, strict=True))), maze.goal[::-1])
+    fallen = MazeMap("fallen", tuple(map("".join, zip(*maze.rows, strict=True))), (maze.goal[1], maze.goal[0]))
     assert canonical_maze(maze) == canonical_maze(turned) == canonical_maze(fallen)
     moved = MazeMap("moved", maze.rows, (1, 1))
     assert canonical_maze(moved) != canonical_maze(maze)

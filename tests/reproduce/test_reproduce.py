@@ -3,6 +3,7 @@
 import asyncio
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -88,16 +89,22 @@ def test_what_is_finished_is_not_done_again(done, monkeypatch):
     assert [line.endswith("finished before") for line in said] == [True, True]
 
 
+def games(run):
+    with RunReader.open(run) as reader:
+        return reader.counts()[1]
+
+
 def test_what_a_limit_cut_off_goes_on_and_ends_as_if_it_had_not_been(done, tmp_path, monkeypatch):
-    waited = asyncio.wait
+    done_in = running._done_in
     run = tmp_path / "runs" / "maze-double-t--hymba--s0"
 
-    async def until_some_games(tasks, timeout):
-        while not run.is_dir() or RunReader.open(run).counts()[1] < 8:
+    async def until_some_games(work, limit):
+        while not (run / "run.sqlite").is_file() or games(run) < 8:
+            assert not work.done()
             await asyncio.sleep(0.01)
-        return set(), tasks
+        return False
 
-    monkeypatch.setattr(running.asyncio, "wait", until_some_games)
+    monkeypatch.setattr(running, "_done_in", until_some_games)
     limited = replace(plan(tmp_path), limit=1000.0)
     said = []
     assert asyncio.run(run_plan(limited, said.append)) == STOPPED
@@ -105,7 +112,7 @@ def test_what_a_limit_cut_off_goes_on_and_ends_as_if_it_had_not_been(done, tmp_p
     assert "0 of 1 runs are finished" in said[-1]
     with RunReader.open(run) as reader:
         kept = reader.rows("SELECT key FROM calls ORDER BY number")
-    monkeypatch.setattr(running.asyncio, "wait", waited)
+    monkeypatch.setattr(running, "_done_in", done_in)
     assert asyncio.run(run_plan(limited, said.append)) == 0
     found, whole = (read(root / "results" / f"{run.name}.json") for root in (tmp_path, done))
     assert found.final == whole.final
@@ -171,7 +178,7 @@ def test_the_plan_keeps_within_ten_minutes_and_names_rows_that_are_there():
     for item in items():
         words = item.command.replace("&&", "").split()
         assert ("--table" in words) or str(LIMIT) in words or str(LIMIT - 60) in words
-        for option, name in zip(words, words[1:], strict=False):
+        for option, name in pairwise(words):
             if option == "--row":
                 assert rows_of("learning", [name])
     assert LIMIT < 600
@@ -216,7 +223,7 @@ def test_a_position_is_followed_through_a_run(done):
         assert "## Iteration 1 (before)" in text
         named = explain(reader, "current position is at position 1, 1.")
         assert "position is at position 1, 1." in named.place.observation
-        with pytest.raises(NoSuchRunError, match="no such|No decision"):
+        with pytest.raises(NoSuchRunError, match="No decision"):
             explain(reader, "position 77")
         with pytest.raises(NoSuchRunError, match="iterations 1, 2 only"):
             explain(reader, None, (5, None))
