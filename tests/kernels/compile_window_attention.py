@@ -2,7 +2,8 @@
 
 Needs no GPU: `python tests/kernels/compile_window_attention.py`, or `... prefill 128 64 8 3` for one kernel and tile
 (queries, keys, warps, stages). Registers and spilled bytes a thread, shared memory, and instructions: HGMMA (products
-on the tensor cores of Hopper), HMMA (of Ampere), LDGSTS (copies to shared memory that do not wait), STL (spills).
+on the tensor cores of Hopper), HMMA (of Ampere), LDGSTS (copies to shared memory that do not wait), STL (spills). Last,
+the instructions of a turn of each loop that multiplies, in the order of the code: with masks, then without.
 """
 
 import re
@@ -53,7 +54,22 @@ def machine_code(kernel, constants, tile, dtype="bf16"):
         )
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     counts = {name: len(re.findall(rf"\b{name}\b", sass)) for name in ("HGMMA", "HMMA", "LDGSTS", "STL")}
-    return {"registers": int(found[1]), "stack": int(found[2]), "shared": compiled.metadata.shared, **counts}
+    used = {"registers": int(found[1]), "stack": int(found[2]), "shared": compiled.metadata.shared, **counts}
+    return used | {"loops": loops(sass)}
+
+
+def loops(sass):
+    """Instructions of each innermost loop with products on tensor cores: from a label to the branch back to it."""
+    labels, code, found = {}, [], []
+    for line in sass.splitlines():
+        if label := re.match(r"\s*(\.L_\w+):", line):
+            labels[label[1]] = len(code)
+        elif instruction := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(.*?);", line):
+            code.append(instruction[1])
+            back = re.search(r"BRA.*`\((\.L_\w+)\)", instruction[1])
+            if back and back[1] in labels and re.search(r"\bHG?MMA\b", " ".join(code[labels[back[1]] :])):
+                found.append(len(code) - labels[back[1]])
+    return found
 
 
 def compile_one(what, tile, dtype="bf16"):
