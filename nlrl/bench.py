@@ -57,11 +57,12 @@ def serve(
 def train(
     shape: Annotated[str, typer.Option(help="124m, 0.5b, 1b, or tiny on any machine.")] = "124m",
     steps: Annotated[int, typer.Option(min=3, help="Steps that are timed.")] = 20,
+    limit: Limit = 540.0,
     out: Out = RESULTS,
 ) -> None:
     """Time a training step of nGPT beside the GPT baseline of its paper and a Llama, and what normalisation takes."""
     choice, bench = _needed("nlrl_backbones.bench_train", "Choice", "bench")
-    raise typer.Exit(bench(choice(shape, steps, out)))
+    raise typer.Exit(bench(choice(shape, steps, out, limit)))
 
 
 @app.command()
