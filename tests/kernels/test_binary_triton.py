@@ -57,7 +57,7 @@ def test_odd_sizes_zeros_and_rows_of_a_wider_tensor(rows, inputs, outputs):
     assert torch.equal(actual, nlrl_kernels.binary_linear(x, packed, scale, shift, torch.cat([elsewhere, zeros])))
 
 
-@pytest.mark.parametrize("fused", [True, False], ids=["fused", "ready"])
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "digits"])
 @pytest.mark.parametrize(("rows", "slices"), [(1, 8), (2, 4), (5, 2), (1, 1)])
 def test_every_cut_of_few_rows(monkeypatch, rows, slices, fused):
     monkeypatch.setattr(triton_impl, "few_tile", lambda *_: Few(64 // slices, slices, 4, 2, fused=fused))

@@ -4,7 +4,7 @@ How a product reads bits. A packed row is taken as 16-bit words; word q holds th
 j of a tile of words, moved to the top of its word and joined with the bits of 1.0, is a tile of signs as numbers: a
 shift and a logical operation for two weights, in the registers where the tensor core takes its left operand. No sign
 is ever stored. So the inputs of a block of 128 (8 words) come in the order j, then q: at place 8 j + q lies input
-16 q + j. What a product calls its right operand is put into that order.
+16 q + j. What a product calls its right operand is put into that order. ``few_digits`` does the same with bytes.
 
 Axes: T rows, O outputs, I inputs, Q words, J bits of a word, S slices of the inputs.
 """
@@ -74,23 +74,23 @@ def _place(i):
 
 
 @triton.jit
-def _gated(x, gate_ptr, at, mask, GATE: tl.constexpr):
-    """x, or x times SiLU of the gate."""
-    if GATE:
-        gate = tl.load(gate_ptr + at, mask=mask, other=0.0).to(tl.float32)
-        x = x * gate * tl.sigmoid(gate)
-    return x
+def _ask(packed_ptr, first, outputs, row_bytes, BLOCK_O: tl.constexpr, SECTORS: tl.constexpr):
+    """Have the bits of BLOCK_O outputs brought into the cache that all multiprocessors share."""
+    row_bytes = row_bytes.to(tl.int64)
+    sector = first * row_bytes + tl.minimum(tl.arange(0, SECTORS) * 32, BLOCK_O * row_bytes - 1)
+    address = packed_ptr.to(tl.int64) + tl.minimum(sector, outputs * row_bytes - 1)
+    tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [address], tl.int32, False, 1)
 
 
 @triton.jit
 def few_rows(
-    x_ptr, shared_ptr, packed_ptr, scale_ptr, shift_ptr, zeros_ptr, residual_ptr, out_ptr,
+    x_ptr, packed_ptr, scale_ptr, shift_ptr, zeros_ptr, residual_ptr, out_ptr,
     rows, inputs, outputs, width, zeros, x_t, residual_t, out_t,
     ALIGNED: tl.constexpr, DTYPE: tl.constexpr, ASSEMBLY: tl.constexpr, EARLY: tl.constexpr,
-    READY: tl.constexpr, ADD: tl.constexpr,
+    ADD: tl.constexpr,
     ROWS: tl.constexpr, SLICES: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
-    """A block of outputs of all rows, ROWS >= rows. READY: x is what ``prepare_rows`` wrote; else it is scaled here.
+    """A block of outputs of all rows, ROWS >= rows, from x itself.
 
     With one row a tensor core would multiply by columns that are nothing but padding. So the inputs are dealt out,
     block by block, to SLICES slices: the left operand has a row for each (output, slice), the right one a column for
@@ -106,53 +106,39 @@ def few_rows(
     first = tl.program_id(0) * BLOCK_O
     m, n = tl.arange(0, BLOCK_O * SLICES), tl.arange(0, columns)
     o, left = first + m // SLICES, m % SLICES
-    word, place = tl.arange(0, WORDS), tl.arange(0, block)
+    word = tl.arange(0, WORDS)
     t, s = tl.arange(0, ROWS), tl.arange(0, SLICES)
     in_t = t < rows
     if EARLY:
-        row_bytes = (width * (2 if ALIGNED else 1)).to(tl.int64)
-        sector = first * row_bytes + tl.minimum(tl.arange(0, EARLY) * 32, BLOCK_O * row_bytes - 1)
-        bits = packed_ptr.to(tl.int64) + tl.minimum(sector, outputs * row_bytes - 1)
-        tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [bits], tl.int32, False, 1)
+        _ask(packed_ptr, first, outputs, width * (2 if ALIGNED else 1), BLOCK_O, EARLY)
         gdc_wait()
     within = (s[:, None, None] * block + word[None, :, None] * 16) + tl.arange(0, 16)[None, None, :]
-    if not READY:
-        shared = tl.zeros((ROWS, SLICES, WORDS, 16), tl.float32)
-        shift = tl.load(shift_ptr + within, mask=within < inputs, other=0.0).to(tl.float32)
+    shared = tl.zeros((ROWS, SLICES, WORDS, 16), tl.float32)
+    shift = tl.load(shift_ptr + within, mask=within < inputs, other=0.0).to(tl.float32)
     y = tl.zeros((BLOCK_O * SLICES, columns), tl.float32)
     for begin in range(0, inputs, step):
         q = begin // 16 + left[:, None] * WORDS + word[None, :]
         words = _words(packed_ptr, o[:, None], q, (o < outputs)[:, None], width, ALIGNED)
-        if READY:
-            at = (n // SLICES * x_t + n % SLICES * block)[None, :] + (begin + place)[:, None]
-            right = tl.load(x_ptr + at, mask=(n // SLICES < rows)[None, :], other=0.0)
-        else:
-            i = begin + within
-            mask = in_t[:, None, None, None] & (i < inputs)[None]
-            x = tl.load(x_ptr + t[:, None, None, None] * x_t + i[None], mask=mask, other=0.0).to(tl.float32)
-            scale = tl.load(scale_ptr + i, mask=i < inputs, other=0.0).to(tl.float32)
-            shared += x * shift[None]
-            # For the next block: what no product takes is not loaded ahead by the compiler.
-            shift = tl.load(shift_ptr + step + i, mask=step + i < inputs, other=0.0).to(tl.float32)
-            right = tl.reshape(tl.permute((x * scale[None]).to(DTYPE), (3, 2, 0, 1)), (block, columns))
+        i = begin + within
+        mask = in_t[:, None, None, None] & (i < inputs)[None]
+        x = tl.load(x_ptr + t[:, None, None, None] * x_t + i[None], mask=mask, other=0.0).to(tl.float32)
+        scale = tl.load(scale_ptr + i, mask=i < inputs, other=0.0).to(tl.float32)
+        shared += x * shift[None]
+        # For the next block: what no product takes is not loaded ahead by the compiler.
+        shift = tl.load(shift_ptr + step + i, mask=step + i < inputs, other=0.0).to(tl.float32)
+        right = tl.reshape(tl.permute((x * scale[None]).to(DTYPE), (3, 2, 0, 1)), (block, columns))
         y = tl.dot(_signs(words, DTYPE, ASSEMBLY), right, acc=y, input_precision="ieee")
     y = tl.where(left[:, None] == (n % SLICES)[None, :], y, 0.0)
     y = tl.sum(tl.reshape(y, (BLOCK_O, SLICES, columns)), axis=1)
     y = tl.sum(tl.reshape(y, (BLOCK_O, ROWS, SLICES)), axis=2)
-    if READY:
-        y += tl.load(shared_ptr + t, mask=in_t, other=0.0)[None, :]
-    else:
-        y += tl.sum(tl.sum(tl.sum(shared, axis=3), axis=2), axis=1)[None, :]
+    y += tl.sum(tl.sum(tl.sum(shared, axis=3), axis=2), axis=1)[None, :]
     o = first + tl.arange(0, BLOCK_O)
     for z in range(zeros):
         zero = tl.load(zeros_ptr + 2 * z)
         column = tl.load(zeros_ptr + 2 * z + 1)
         if (zero >= first) & (zero < first + BLOCK_O):
-            if READY:
-                x = tl.load(x_ptr + t * x_t + _place(column), mask=in_t, other=0.0).to(tl.float32)
-            else:
-                x = tl.load(x_ptr + t * x_t + column, mask=in_t, other=0.0).to(tl.float32)
-                x = (x * tl.load(scale_ptr + column).to(tl.float32)).to(DTYPE).to(tl.float32)
+            x = tl.load(x_ptr + t * x_t + column, mask=in_t, other=0.0).to(tl.float32)
+            x = (x * tl.load(scale_ptr + column).to(tl.float32)).to(DTYPE).to(tl.float32)
             y += tl.where(o[:, None] == zero, x[None, :], 0.0)
     mask = (o < outputs)[:, None] & in_t[None, :]
     if ADD:
@@ -161,29 +147,146 @@ def few_rows(
 
 
 @triton.jit
-def prepare_rows(
-    x_ptr, scale_ptr, shift_ptr, gate_ptr, weight_ptr, ready_ptr, shared_ptr,
-    inputs, x_t, gate_t, ready_t, eps,
-    NORM: tl.constexpr, GATE: tl.constexpr, DENSE: tl.constexpr, EARLY: tl.constexpr, BLOCK: tl.constexpr,
+def _byte_plane(bits, UP: tl.constexpr, ASSEMBLY: tl.constexpr):
+    """64 where bit 7 - UP is set, -64 where it is not: the two bytes that differ in their top bit alone."""
+    if ASSEMBLY:  # four weights at once
+        code: tl.constexpr = f"{{ .reg .b32 t; shl.b32 t, $1, {UP}; lop3.b32 $0, t, 0x80808080, 0x40404040, 0xae; }}"
+        return tl.inline_asm_elementwise(code, "=r,r", [bits], dtype=tl.int8, is_pure=True, pack=4)
+    return tl.where((bits.to(tl.int32) & (1 << (7 - UP))) != 0, 64, -64).to(tl.int8)
+
+
+@triton.jit
+def _byte_signs(bits, ASSEMBLY: tl.constexpr):
+    """64 times the signs of bytes [M, 16], as numbers [M, 128], a row in the order bit, then byte."""
+    low = tl.join(_byte_plane(bits, 7, ASSEMBLY), _byte_plane(bits, 3, ASSEMBLY))
+    even = tl.join(low, tl.join(_byte_plane(bits, 5, ASSEMBLY), _byte_plane(bits, 1, ASSEMBLY)))
+    low = tl.join(_byte_plane(bits, 6, ASSEMBLY), _byte_plane(bits, 2, ASSEMBLY))
+    odd = tl.join(low, tl.join(_byte_plane(bits, 4, ASSEMBLY), _byte_plane(bits, 0, ASSEMBLY)))
+    return tl.reshape(tl.permute(tl.join(even, odd), (0, 2, 3, 4, 1)), (bits.shape[0], 8 * bits.shape[1]))
+
+
+@triton.jit
+def few_digits(
+    digits_ptr, unit_ptr, shared_ptr, packed_ptr, zeros_ptr, residual_ptr, out_ptr,
+    rows, inputs, outputs, width, zeros, digits_t, residual_t, out_t,
+    ASSEMBLY: tl.constexpr, EARLY: tl.constexpr, ADD: tl.constexpr,
+    ROWS: tl.constexpr, SLICES: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
-    """One row: scale times x as the right operand, rounded once, and the number that all its outputs share.
+    """As ``few_rows``, from what ``prepare_digits`` wrote: products and sums of integers, which are exact.
 
-    NORM divides by the root mean square of the row and multiplies by a weight, after GATE. EARLY lets the product
-    begin to ask for its bits.
+    Half the instructions of ``few_rows`` for each weight, for a register takes four bytes. The four digits of a row
+    are as many columns of the product, where few rows would leave padding.
+    """
+    block: tl.constexpr = 128
+    columns: tl.constexpr = ROWS * 4 * SLICES
+    first = tl.program_id(0) * BLOCK_O
+    m, n = tl.arange(0, BLOCK_O * SLICES), tl.arange(0, columns)
+    o, left = first + m // SLICES, m % SLICES
+    byte, place = tl.arange(0, 16), tl.arange(0, block)
+    t = tl.arange(0, ROWS)
+    in_t = t < rows
+    if EARLY:
+        _ask(packed_ptr, first, outputs, width, BLOCK_O, EARLY)
+        gdc_wait()
+    y = tl.zeros((BLOCK_O * SLICES, columns), tl.int32)
+    at = n // SLICES * digits_t + n % SLICES * block
+    packed_ptr += o[:, None].to(tl.int64) * width
+    for begin in range(0, inputs, SLICES * block):
+        j = begin // 8 + left[:, None] * 16 + byte[None, :]
+        bits = tl.load(packed_ptr + j, mask=(o < outputs)[:, None] & (j < width), other=0)
+        right = tl.load(
+            digits_ptr + at[None, :] + (begin + place)[:, None], mask=(n < 4 * SLICES * rows)[None, :], other=0
+        )
+        y = tl.dot(_byte_signs(bits, ASSEMBLY), right, acc=y, out_dtype=tl.int32)
+    y = tl.where(left[:, None] == (n % SLICES)[None, :], y, 0)
+    y = tl.sum(tl.reshape(y, (BLOCK_O, SLICES, columns)), axis=1)
+    y = tl.sum(tl.reshape(y, (BLOCK_O, ROWS * 4, SLICES)), axis=2).to(tl.float32)
+    # 256^d over the 64 of the signs, as the bits of a float32.
+    worth = ((127 - 6 + 8 * tl.arange(0, 4)) << 23).to(tl.float32, bitcast=True)
+    y = tl.sum(tl.reshape(y, (BLOCK_O, ROWS, 4)) * worth[None, None, :], axis=2)
+    o = first + tl.arange(0, BLOCK_O)
+    for z in range(zeros):
+        zero = tl.load(zeros_ptr + 2 * z)
+        column = tl.load(zeros_ptr + 2 * z + 1)
+        if (zero >= first) & (zero < first + BLOCK_O):
+            lies = column // block * block + column % 8 * 16 + column % block // 8
+            digit = (t[:, None] * 4 + tl.arange(0, 4)[None, :]) * digits_t + lies
+            x = tl.load(digits_ptr + digit, mask=in_t[:, None], other=0).to(tl.float32) * worth[None, :] * 64.0
+            y += tl.where(o[:, None] == zero, tl.sum(x, axis=1)[None, :], 0.0)
+    unit = tl.load(unit_ptr + t, mask=in_t, other=0.0)
+    shared = tl.load(shared_ptr + t, mask=in_t, other=0.0)
+    y = y * unit[None, :] + shared[None, :]
+    mask = (o < outputs)[:, None] & in_t[None, :]
+    if ADD:
+        y += tl.load(residual_ptr + t[None, :] * residual_t + o[:, None], mask=mask, other=0.0).to(tl.float32)
+    tl.store(out_ptr + t[None, :] * out_t + o[:, None], y, mask=mask)
 
-    For bits the inputs of each block of 128 change places, and those past the last are 0. For a DENSE product they
-    stay, and three entries behind them add up to the shared number to 24 bits: the matrix has 1 there.
+
+@triton.jit
+def _row(
+    x_ptr, gate_ptr, weight_ptr, row, i, inputs, x_t, gate_t, eps, NORM: tl.constexpr, GATE: tl.constexpr,
+):  # fmt: skip
+    """A row in float32, after its gate and its norm; 0 past the inputs."""
+    in_i = i < inputs
+    x = tl.load(x_ptr + row * x_t + i, mask=in_i, other=0.0).to(tl.float32)
+    if GATE:
+        gate = tl.load(gate_ptr + row * gate_t + i, mask=in_i, other=0.0).to(tl.float32)
+        x = x * gate * tl.sigmoid(gate)
+    if NORM:
+        x = x * tl.rsqrt(tl.sum(x * x, axis=0) / inputs + eps)
+        x = x * tl.load(weight_ptr + i, mask=in_i, other=0.0).to(tl.float32)
+    return x
+
+
+@triton.jit
+def prepare_digits(
+    x_ptr, scale_ptr, shift_ptr, gate_ptr, weight_ptr, digits_ptr, unit_ptr, shared_ptr,
+    inputs, x_t, gate_t, digits_t, eps,
+    NORM: tl.constexpr, GATE: tl.constexpr, EARLY: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One row: scale times x as four digits of base 256, what their unit is worth, and what all outputs share.
+
+    The unit is a power of two, 2^-30 of what the largest entry is below: an entry of more than 2^-6 of the largest
+    keeps all of its 24 bits, any other an error of less than 2^-31 of the largest. Digits are from -128 to 127 and
+    have a row each; in a block of 128 inputs, input 8 j + b of byte j lies at place 16 b + j.
     """
     if EARLY:
         gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
     in_i = i < inputs
-    x = tl.load(x_ptr + row * x_t + i, mask=in_i, other=0.0).to(tl.float32)
-    x = _gated(x, gate_ptr, row * gate_t + i, in_i, GATE)
-    if NORM:
-        x = x * tl.rsqrt(tl.sum(x * x, axis=0) / inputs + eps)
-        x = x * tl.load(weight_ptr + i, mask=in_i, other=0.0).to(tl.float32)
+    x = _row(x_ptr, gate_ptr, weight_ptr, row, i, inputs, x_t, gate_t, eps, NORM, GATE)
+    tl.store(shared_ptr + row, tl.sum(x * tl.load(shift_ptr + i, mask=in_i, other=0.0).to(tl.float32), axis=0))
+    x = x * tl.load(scale_ptr + i, mask=in_i, other=0.0).to(tl.float32)
+    # What is below 2^-90, and not finite, cannot be told apart by digits; the shared number takes NaN to every output.
+    largest = tl.minimum(tl.maximum(tl.max(tl.abs(x), axis=0), 8.1e-28), 1.6e38)
+    power = largest.to(tl.int32, bitcast=True) & 0x7F800000
+    unit = (power - (29 << 23)).to(tl.float32, bitcast=True)
+    tl.store(unit_ptr + row, unit)
+    x = x / unit
+    left = tl.where(tl.abs(x) < 4194304.0, tl.floor(x + 0.5), x).to(tl.int32)  # from 2^23 on they are whole
+    for digit in tl.static_range(4):  # type: ignore[misc]
+        low = ((left + 128) & 255) - 128
+        left = (left - low) >> 8
+        placed = tl.permute(tl.reshape(low.to(tl.int8), (BLOCK // 128, 16, 8)), (0, 2, 1))
+        tl.store(digits_ptr + (row * 4 + digit) * digits_t + i, tl.reshape(placed, (BLOCK,)), mask=i < digits_t)
+
+
+@triton.jit
+def prepare_rows(
+    x_ptr, scale_ptr, shift_ptr, gate_ptr, weight_ptr, ready_ptr, shared_ptr,
+    inputs, x_t, gate_t, ready_t, eps,
+    NORM: tl.constexpr, GATE: tl.constexpr, DENSE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One row: scale times x as the right operand, rounded once, and the number that all its outputs share.
+
+    For bits the inputs of each block of 128 change places, and those past the last are 0. For a DENSE product they
+    stay, and three entries behind them add up to the shared number to 24 bits: the matrix has 1 there.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    i = tl.arange(0, BLOCK)
+    in_i = i < inputs
+    x = _row(x_ptr, gate_ptr, weight_ptr, row, i, inputs, x_t, gate_t, eps, NORM, GATE)
     dtype = ready_ptr.dtype.element_ty
     shared = tl.sum(x * tl.load(shift_ptr + i, mask=in_i, other=0.0).to(tl.float32), axis=0)
     x = (x * tl.load(scale_ptr + i, mask=in_i, other=0.0).to(tl.float32)).to(dtype)

@@ -31,7 +31,8 @@ class Few:
         slices: of the inputs.
         warps, stages: as Triton counts them.
         early: bits are asked for before the kernel that makes x has ended (programmatic dependent launch).
-        fused: x is scaled by the product itself; else by a launch before it, as always where a norm is asked for.
+        fused: x is scaled by the product itself, and rounded to 16 bits as elsewhere; else a launch before it turns
+            x into integers, whose product is exact and takes half the instructions. That launch also takes the norm.
     """
 
     outputs: int
@@ -217,7 +218,7 @@ class _Parts:
         self.outputs, self.width = packed_OJ.shape
         self.row_bytes = self.width
         self.aligned = self.width % 2 == 0 and packed_OJ.data_ptr() % 2 == 0
-        self.packed = packed_OJ
+        self.packed = self.bytes = packed_OJ
         if self.aligned:
             self.packed, self.width = packed_OJ.view(torch.int16), self.width // 2
         self.x, self.out, self.dtype, self.eps = x_TI, out_TO, dtype, eps
@@ -237,24 +238,41 @@ class _Parts:
 
 
 def _run_few(p: _Parts) -> None:
-    tile = few_tile(triton.next_power_of_2(p.rows), p.outputs, p.inputs)
-    # The tensor core's fast product takes 16 columns or more.
-    rows = max(triton.next_power_of_2(p.rows), 16 // tile.slices)
+    rows = triton.next_power_of_2(p.rows)
+    tile = few_tile(rows, p.outputs, p.inputs)
     sectors = triton.next_power_of_2(triton.cdiv(tile.outputs * p.row_bytes, 32)) if tile.early and p.x.is_cuda else 0
-    early = {"launch_pdl": True} if sectors else {}
-    ready, step = p.norms or p.gates or not tile.fused, 128 * tile.slices
-    x, shared = p.x, p.out
-    if ready:
-        x, shared = _prepare(p, triton.cdiv(p.inputs, step) * step, early=sectors > 0)
-    kernels.few_rows[(triton.cdiv(p.outputs, tile.outputs),)](
-        x, shared, p.packed, p.scale, p.shift, p.zeros, p.residual, p.out,
-        p.rows, p.inputs, p.outputs, p.width, p.zero_count, x.stride(0), p.residual.stride(0), p.out.stride(0),
-        **p.words, EARLY=sectors, READY=ready, ADD=p.adds,
-        ROWS=rows, SLICES=tile.slices, BLOCK_O=tile.outputs, num_warps=tile.warps, num_stages=tile.stages, **early,
+    how = {"EARLY": sectors, "ADD": p.adds, "SLICES": tile.slices, "BLOCK_O": tile.outputs}
+    how |= {"num_warps": tile.warps, "num_stages": tile.stages} | ({"launch_pdl": True} if sectors else {})
+    grid = (triton.cdiv(p.outputs, tile.outputs),)
+    # The tensor cores' fast products take 16 columns or more.
+    if tile.fused and not (p.norms or p.gates):
+        kernels.few_rows[grid](
+            p.x, p.packed, p.scale, p.shift, p.zeros, p.residual, p.out,
+            p.rows, p.inputs, p.outputs, p.width, p.zero_count, p.x.stride(0), p.residual.stride(0), p.out.stride(0),
+            **p.words, **how, ROWS=max(rows, 16 // tile.slices),
+        )  # fmt: skip
+        return
+    width = triton.cdiv(p.inputs, 128 * tile.slices) * 128 * tile.slices
+    digits = torch.empty(4 * p.rows, width, dtype=torch.int8, device=p.x.device)
+    unit_T, shared_T = (torch.empty(p.rows, dtype=torch.float32, device=p.x.device) for _ in range(2))
+    block = triton.next_power_of_2(width)
+    kernels.prepare_digits[(p.rows,)](
+        p.x, p.scale, p.shift, p.gate, p.weight, digits, unit_T, shared_T,
+        p.inputs, p.x.stride(0), p.gate.stride(0), width, p.eps,
+        NORM=p.norms, GATE=p.gates, EARLY=sectors > 0, BLOCK=block, num_warps=_warps(block),
+    )  # fmt: skip
+    kernels.few_digits[grid](
+        digits, unit_T, shared_T, p.bytes, p.zeros, p.residual, p.out,
+        p.rows, p.inputs, p.outputs, p.row_bytes, p.zero_count, width, p.residual.stride(0), p.out.stride(0),
+        ASSEMBLY=p.x.is_cuda, **how, ROWS=max(rows, 4 // tile.slices),
     )  # fmt: skip
 
 
-def _prepare(p: _Parts, width: int, *, dense: bool = False, early: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+def _warps(block: int) -> int:
+    return min(16, max(1, block // 512))
+
+
+def _prepare(p: _Parts, width: int, *, dense: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale times x in the order of the product, ``width`` entries a row, and the number that a row's outputs share."""
     ready_TI = torch.empty(p.rows, width, dtype=p.dtype, device=p.x.device)
     shared_T = torch.empty(p.rows, dtype=torch.float32, device=p.x.device)
@@ -262,7 +280,7 @@ def _prepare(p: _Parts, width: int, *, dense: bool = False, early: bool = False)
     kernels.prepare_rows[(p.rows,)](
         p.x, p.scale, p.shift, p.gate, p.weight, ready_TI, shared_T,
         p.inputs, p.x.stride(0), p.gate.stride(0), width, p.eps,
-        NORM=p.norms, GATE=p.gates, DENSE=dense, EARLY=early, BLOCK=block, num_warps=min(16, max(1, block // 512)),
+        NORM=p.norms, GATE=p.gates, DENSE=dense, BLOCK=block, num_warps=_warps(block),
     )  # fmt: skip
     return ready_TI, shared_T
 
