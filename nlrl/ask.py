@@ -109,7 +109,8 @@ class Asker:
         if admissible := quotes(reply, question.candidates):
             constraint = Constraint("choice", admissible)
         elif reply.kind == "regex":
-            constraint = Constraint("regex", constraint_pattern(reply, question.actions))
+            # Asked again, a reply is made to end: whoever babbled once would be cut again.
+            constraint = Constraint("regex", constraint_pattern(reply, question.actions, ends=attempt > 0))
         else:
             constraint = Constraint("json", fill_schema(reply, question.actions))
         temperature = reply.temperature if self.temperature is None else self.temperature

@@ -119,9 +119,14 @@ def load(name: str, env: str, root: Path = ROOT) -> PromptSet:
     return PromptSet(name, env, prompts)
 
 
-def constraint_pattern(reply: Reply, actions: tuple[str, ...]) -> str:
-    """A reply's regular expression with the legal actions filled in and no group names (engines know none)."""
-    return re.sub(r"\(\?P<\w+>", "(", fill_actions(reply.pattern, actions))
+def constraint_pattern(reply: Reply, actions: tuple[str, ...], *, ends: bool = False) -> str:
+    """A reply's regular expression with the legal actions filled in and no group names (engines know none).
+
+    With `ends`, free text has so few characters that the reply ends before its tokens do, whatever the model; that
+    costs a decoder much more.
+    """
+    pattern = re.sub(r"\]\+", f"]{{1,{reply.max_tokens // 2}}}", reply.pattern) if ends else reply.pattern
+    return re.sub(r"\(\?P<\w+>", "(", fill_actions(pattern, actions))
 
 
 def fill_actions(pattern: str, actions: tuple[str, ...]) -> str:

@@ -8,9 +8,10 @@ import pytest
 
 from nlrl import registry
 from nlrl.ask import Asker
-from nlrl.engine.base import Request
+from nlrl.engine.base import Completion, Request
 from nlrl.estimate import DryEngine
 from nlrl.operators.masked import Mask, Models, improve_masked
+from nlrl.policy import policy_question
 from nlrl.types import CallId, Situation
 from nlrl.values.games import FreshGames, fresh_games
 from nlrl.values.look_ahead import look_ahead, uniform_random
@@ -67,3 +68,24 @@ def test_the_operators_speak_every_games_language(game, prompt_set):
     asked = Counter(request.call.role for request in engine.read if request.call)
     assert set(asked) == {"policy", "value", "combine", "aggregate", "monte_carlo", "blend", "improve"}
     assert sum(asked.values()) == values.calls + lengths.calls + improved.calls
+
+
+def test_what_was_cut_is_asked_again_in_a_form_that_ends():
+    asked = []
+
+    class Babbles:
+        prompt_set = "compact"
+
+        async def generate(self, requests):
+            asked.extend(requests)
+            again = len(asked) > 1
+            return [Completion("go: up." if again else "and on", finish_reason="stop" if again else "length")]
+
+    ask = Asker(Babbles(), load("compact", "maze"), "task")  # type: ignore[arg-type]
+    question = policy_question(Situation(("here",), CallId(0, 0, "policy"), ("up",)))
+    (answer,) = asyncio.run(ask.ask([question]))
+    assert answer.parsed is not None
+    assert answer.failures[0].kind == "cut"
+    first, second = (str(request.constraint.value) for request in asked)
+    assert "+" in first
+    assert "{1,48}" in second

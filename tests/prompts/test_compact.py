@@ -137,3 +137,14 @@ def test_no_pattern_counts_the_characters_of_free_text():
         for prompt in load("compact", game).prompts.values():
             counts = re.findall(r"\{\d*,(\d+)\}", "" if prompt.reply is None else prompt.reply.pattern)
             assert max(map(int, counts), default=0) <= 20, (game, prompt.name)
+
+
+@pytest.mark.parametrize("game", sorted(ENVS))
+def test_asked_again_a_policy_ends_within_its_tokens(game):
+    reply = form(game, "policy")
+    free, ends = (constraint_pattern(reply, ("up",), ends=ends) for ends in (False, True))
+    short, long = (f"{'a' * length}: up." for length in (reply.max_tokens // 2, reply.max_tokens // 2 + 1))
+    assert [bool(re.fullmatch(pattern, text)) for pattern in (free, ends) for text in (short, long)] == [
+        True, True, True, False,
+    ]  # fmt: skip
+    assert parse_reply(long, reply, ("up",)).action == "up"
