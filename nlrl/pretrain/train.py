@@ -24,7 +24,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -33,14 +33,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-import nlrl_backbones  # noqa: F401  registers the architectures with transformers
 from nlrl.errors import ConfigError, UnknownNameError
 from nlrl.pretrain import snapshot
 from nlrl.pretrain.corpus import SHARES, Example, examples
 from nlrl.pretrain.data import Corpus
 from nlrl.pretrain.grade import grade
+from nlrl.pretrain.models import compile_layers, decay_groups, new_model, normalize
 from nlrl.pretrain.shapes import SHAPES
 from nlrl.pretrain.snapshot import BEGINNING, Stand
 from nlrl.pretrain.tokenizer import save_tokenizer, train_tokenizer
@@ -82,6 +82,9 @@ class PretrainConfig:
         return self.vocab_size or (640 if self.games == ("maze",) else 768)
 
 
+Objective = Callable[[torch.Tensor, dict[str, torch.Tensor]], torch.Tensor]
+
+
 @dataclass(slots=True)
 class Learner:
     """A model in training with what is its own."""
@@ -89,6 +92,8 @@ class Learner:
     backbone: str
     model: PreTrainedModel
     optimizer: torch.optim.Optimizer
+    objective: Objective | None = None
+    """Its loss from logits and batch; None: `weighted_loss` of the text."""
     losses: list[torch.Tensor] = field(default_factory=list)
 
     def recent_loss(self) -> float:
@@ -221,57 +226,10 @@ def _learner(backbone: str, config: PretrainConfig, tokenizer: PreTrainedTokeniz
     model = _to(new_model(backbone, config.entries, tokenizer), device)
     count = sum(p.numel() for p in model.parameters())
     print(f"{backbone}: {count:,} parameters, vocabulary {len(tokenizer)}, {device}", flush=True)
-    optimizer = torch.optim.AdamW(_groups(model, config.weight_decay), betas=(0.9, 0.95), fused=device == "cuda")
+    optimizer = torch.optim.AdamW(decay_groups(model, config.weight_decay), betas=(0.9, 0.95), fused=device == "cuda")
     if config.compiled:
         compile_layers(model)
     return Learner(backbone, model.train(), optimizer)
-
-
-def compile_layers(model: PreTrainedModel) -> None:
-    """Have torch compile each layer on its own, in place, for training: layers that do the same share the code.
-
-    The whole model in one piece, with lengths of any size, took over a minute (`runs/LOG.md`).
-    """
-    from torch._dynamo import config
-
-    config.recompile_limit = 64  # Hymba has layers with and without a window, and with keys of their own or another's
-    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
-    for layer in max(lists, key=len):
-        layer.compile(dynamic=True)
-
-
-def new_model(backbone: str, vocab_size: int, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    """A model of the boxed shape with fresh weights."""
-    shape = dict(SHAPES[backbone])
-    ids = {
-        "vocab_size": vocab_size,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(shape.pop("model_type"), **shape, **ids))
-    _spread_time_scales(model)
-    _normalize(model)
-    return model
-
-
-def _normalize(model: PreTrainedModel) -> None:
-    """What a model wants before its first step and after each: nGPT's vectors are of unit length again."""
-    if (normalize := getattr(model, "after_optimizer_step", None)) is not None:
-        normalize()
-
-
-@torch.no_grad()
-def _spread_time_scales(model: PreTrainedModel, shortest: float = 1e-3, longest: float = 0.5) -> None:
-    """Step-size biases such that softplus of them is log-uniform, as in Mamba (arXiv 2312.00752, section 3.6).
-
-    Hymba's own initialisation leaves them at zero, which forgets within a few tokens; a small model with little data
-    does not find its way out of that.
-    """
-    for name, bias in model.named_parameters():
-        if "dt_proj" in name and name.endswith("bias"):
-            steps = torch.exp(torch.empty_like(bias).uniform_(math.log(shortest), math.log(longest)))
-            bias.copy_(steps + torch.log(-torch.expm1(-steps)))
 
 
 def _to(model: PreTrainedModel, target: str | torch.dtype) -> PreTrainedModel:
@@ -314,14 +272,17 @@ def _step(learner: Learner, batch: dict[str, torch.Tensor], lr: float, clip: flo
     device = batch["input_ids"].device.type
     with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
         logits_BTV = learner.model(input_ids=batch["input_ids"], use_cache=False).logits
-    loss = weighted_loss(logits_BTV, batch["input_ids"], batch["weights"])
+    if learner.objective is None:
+        loss = weighted_loss(logits_BTV, batch["input_ids"], batch["weights"])
+    else:
+        loss = learner.objective(logits_BTV, batch)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(learner.model.parameters(), clip)
     for group in learner.optimizer.param_groups:
         group["lr"] = lr
     learner.optimizer.step()
     learner.optimizer.zero_grad(set_to_none=True)
-    _normalize(learner.model)
+    normalize(learner.model)
     return loss.detach()
 
 
@@ -331,15 +292,3 @@ def weighted_loss(logits_BTV: torch.Tensor, input_ids_BT: torch.Tensor, weights_
     losses = F.cross_entropy(flat, input_ids_BT[:, 1:].flatten(), reduction="none")
     weights = weights_BT[:, 1:].flatten()
     return (losses * weights).sum() / weights.sum()
-
-
-def _groups(model: PreTrainedModel, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay on matrices only; never on norms, biases, scales, the scan's A, meta tokens; a model may know better."""
-    own: Any = getattr(model, "parameter_groups", None)
-    if own is not None:
-        return own(weight_decay)
-    never = ("A_log", "memory_tokens", "wscale", "wbias")
-    decayed = [p for n, p in model.named_parameters() if p.ndim == 2 and not any(word in n for word in never)]
-    ids = {id(p) for p in decayed}
-    rest = [p for p in model.parameters() if id(p) not in ids]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from nlrl.pretrain.models import compile_layers, new_model
 from nlrl.pretrain.shapes import SHAPES
 from nlrl.pretrain.tokenizer import train_tokenizer
-from nlrl.pretrain.train import compile_layers, new_model
 
 
 @pytest.mark.full

@@ -31,8 +31,9 @@ from nlrl.pretrain.corpus.speaker import answer, listed_moves
 from nlrl.pretrain.corpus.writer import Writer, play
 from nlrl.pretrain.data import encode, pad
 from nlrl.pretrain.grade import grade
+from nlrl.pretrain.models import new_model
 from nlrl.pretrain.tokenizer import ALWAYS, train_tokenizer
-from nlrl.pretrain.train import PretrainConfig, new_model
+from nlrl.pretrain.train import PretrainConfig
 from nlrl.types import CallId, Situation
 from nlrl.values.direct import value_question
 from nlrl.values.games import FreshGames, fresh_games
