@@ -232,28 +232,3 @@ def test_other_tensors_are_refused(tmp_path, changes, sentence):
     folder = write(tmp_path, load_file(GOLDEN / "model.safetensors"), **changes)
     with pytest.raises(CheckpointError, match=sentence):
         read_official(folder)
-
-
-@pytest.mark.vllm
-def test_what_a_single_token_selects_is_copied_out_of_the_projection():
-    """A view into it would begin where vLLM's norm on CUDA cannot read: at byte 200 with Hymba-1.5B's rank."""
-    pytest.importorskip("vllm")
-    from types import SimpleNamespace
-
-    from nlrl_backbones.hymba.vllm_mixer import HymbaMixer
-
-    seen = []
-
-    def norm(x):
-        seen.append(x)
-        return x
-
-    mixer: Any = SimpleNamespace(
-        config=SimpleNamespace(mamba_dt_rank=100, mamba_d_state=16),
-        x_proj=lambda u: (u, None), dt_proj=lambda x: (x, None),
-        dt_layernorm=norm, B_layernorm=norm, C_layernorm=norm,
-    )  # fmt: skip
-    projected = torch.arange(132.0)[None]
-    parts = HymbaMixer.selection(mixer, projected)
-    assert torch.equal(torch.cat(parts, dim=-1), projected)
-    assert all(x.storage_offset() == 0 and x.is_contiguous() for x in seen)

@@ -14,7 +14,13 @@ from nlrl_backbones.common.convolution import shifted_convolution
 from nlrl_backbones.hymba.cache import LayerCache, Rows
 from nlrl_backbones.hymba.config import HymbaConfig
 from nlrl_backbones.hymba.weights import in_proj_rows
-from nlrl_kernels import implementation_for, pinned_window_attention_varlen, selective_scan
+from nlrl_kernels import (
+    implementation_for,
+    mean_of_norms,
+    pinned_window_attention_varlen,
+    selection_norms,
+    selective_scan,
+)
 
 KeysValues = tuple[torch.Tensor, torch.Tensor]
 
@@ -78,7 +84,8 @@ class HymbaMixer(nn.Module):
             keys_values = (k_BHTD, v_BHTV) if cache is None else cache.append(k_BHTD, v_BHTV)
         attention_BTC = self._attend(q_BHTD, *keys_values, rows)
         scan_BTC = self._scan(scan_input_BTC, gate_BTC, rows, cache)
-        mean_BTC = (self.pre_avg_layernorm1(attention_BTC) + self.pre_avg_layernorm2(scan_BTC)) / 2
+        weights = (self.pre_avg_layernorm1.weight, self.pre_avg_layernorm2.weight)
+        mean_BTC = mean_of_norms(attention_BTC, scan_BTC, *weights, self.config.rms_norm_eps)
         return project(self.out_proj, mean_BTC, rows.spared), keys_values
 
     def _heads(self, x_BTC: torch.Tensor, width: int) -> torch.Tensor:
@@ -115,16 +122,15 @@ class HymbaMixer(nn.Module):
 
     def _scan(self, x_BTC: torch.Tensor, gate_BTC: torch.Tensor, rows: Rows, cache: LayerCache | None) -> torch.Tensor:
         u_BTC = self._convolve(x_BTC, rows, cache)
-        sizes = [self.config.mamba_dt_rank, self.config.mamba_d_state, self.config.mamba_d_state]
-        dt, B, C = project(self.x_proj[0], u_BTC, rows.spared).split(sizes, dim=-1)
-        delta_BTC = F.softplus(project(self.dt_proj[0], self.dt_layernorm(dt), rows.spared))
-        if rows.padded:  # a step of size 0 leaves the state as it is
-            delta_BTC = delta_BTC * rows.real_BT[..., None]
+        weights = (norm.weight for norm in (self.dt_layernorm, self.B_layernorm, self.C_layernorm))
+        selected_BTP = project(self.x_proj[0], u_BTC, rows.spared)
+        dt_BTR, B_BTN, C_BTN = selection_norms(selected_BTP, *weights, self.config.rms_norm_eps)
+        delta_BTC = project(self.dt_proj[0], dt_BTR, rows.spared)
+        if rows.padded:  # a step of size 0, the softplus of minus infinity, leaves the state as it is
+            delta_BTC = delta_BTC.masked_fill(~rows.real_BT[..., None], float("-inf"))
         A_CN = -torch.exp(self.A_log[0].to(torch.promote_types(x_BTC.dtype, torch.float32)))
         start = None if cache is None else cache.scan_BCN
-        y_BTC, final_BCN = _opaque_scan(
-            u_BTC, delta_BTC, A_CN, self.B_layernorm(B), self.C_layernorm(C), self.D[0], gate_BTC, start
-        )
+        y_BTC, final_BCN = _opaque_scan(u_BTC, delta_BTC, A_CN, B_BTN, C_BTN, self.D[0], gate_BTC, start, softplus=True)
         if cache is not None:
             cache.scan_BCN = final_BCN
         return y_BTC

@@ -40,6 +40,8 @@ from vllm.v1.attention.backends.registry import MambaAttentionBackendEnum
 from nlrl_kernels import (
     causal_conv1d_update,
     causal_conv1d_varlen,
+    mean_of_norms,
+    selection_norms,
     selective_scan_varlen,
     selective_state_update,
 )
@@ -83,8 +85,14 @@ def check_split(config: HymbaConfig, tp_size: int) -> None:
 
 @dataclass
 class ScanMetadata(Mamba1AttentionMetadata):
-    """vLLM's Mamba-1 metadata and, on a CPU, all rows (decodes first) as NumPy: boundaries and which are fresh."""
+    """vLLM's Mamba-1 metadata and more.
 
+    Attributes:
+        longest: no row has more tokens in this step.
+        starts, fresh: on a CPU, boundaries of all rows (decodes first), and which begin.
+    """
+
+    longest: int | None = None
     starts: np.ndarray | None = None
     fresh: np.ndarray | None = None
 
@@ -102,6 +110,7 @@ class _ScanMetadataBuilder(Mamba1AttentionMetadataBuilder):
     ) -> ScanMetadata:
         metadata = super().build(common_prefix_len, common_attn_metadata, fast_build, **kwargs)
         assert isinstance(metadata, ScanMetadata)
+        metadata.longest = common_attn_metadata.max_query_len
         if cpu_loops():
             starts = common_attn_metadata.query_start_loc.numpy()
             metadata.starts = starts
@@ -269,13 +278,15 @@ class HymbaMixer(nn.Module, MambaBase):
     def _fuse(self, attended: torch.Tensor, scanned: torch.Tensor) -> torch.Tensor:
         norm1, norm2 = self.pre_avg_layernorm1, self.pre_avg_layernorm2
         if self.loops:
-            from .vllm_cpu import mean_of_norms
+            from .vllm_cpu import mean_of_norms as mean_by_loops
 
             mean = torch.empty_like(attended)
-            mean_of_norms(
+            mean_by_loops(
                 attended.numpy(), norm1.weight.numpy(), scanned.numpy(), norm2.weight.numpy(), np.float32(norm1.eps),
                 mean.numpy(),
             )  # fmt: skip
+        elif norm1.tp_size == 1:
+            mean = mean_of_norms(attended, scanned, norm1.weight, norm2.weight, norm1.eps)
         else:
             mean = (norm1(attended) + norm2(scanned)) / 2
         return mean
@@ -301,11 +312,14 @@ class HymbaMixer(nn.Module, MambaBase):
         x_proj, dt_proj = self.x_proj, self.dt_proj
         if not adapted:
             x_proj, dt_proj = without_adapter(x_proj), without_adapter(dt_proj)
-        parts = x_proj(u_TI)[0].split([rank, states, states], dim=-1)
-        # Copies, not `contiguous()`: a view of one token counts as contiguous wherever it begins, and vLLM's norm on
-        # CUDA reads 16 aligned bytes at a time. With Hymba-1.5B's rank of 100, B would begin at byte 200.
-        dt, B, C = (part.clone(memory_format=torch.contiguous_format) for part in parts)
-        return dt_proj(self.dt_layernorm(dt))[0], self.B_layernorm(B), self.C_layernorm(C)
+        selected_TP = x_proj(u_TI)[0]
+        norms = (self.dt_layernorm, self.B_layernorm, self.C_layernorm)
+        if cpu_loops():  # their norm is the faster one, of rows without a gap
+            parts = selected_TP.split([rank, states, states], dim=-1)
+            dt, B, C = (norm(part.contiguous()) for norm, part in zip(norms, parts, strict=True))
+        else:
+            dt, B, C = selection_norms(selected_TP, *(norm.weight for norm in norms), self.config.rms_norm_eps)
+        return dt_proj(dt)[0], B, C
 
     def _scan_with_loops(self, scan_input: torch.Tensor, output: torch.Tensor, step: ScanMetadata) -> None:
         from .vllm_cpu import scan_step
@@ -338,19 +352,18 @@ class HymbaMixer(nn.Module, MambaBase):
                 x_TI[decodes:], weight, bias, states_SKC=conv_states, start_KC=self.start_conv_KI,
                 out_TC=u_TI[decodes:], **rows,
             )  # fmt: skip
-        dt, B_TN, C_TN = self.selection(u_TI)
-        delta_TI = F.softplus(dt.float())
-        parts = (u_TI, delta_TI, B_TN, C_TN, gate_TI, output[:tokens])
+        parts = (u_TI, *self.selection(u_TI), gate_TI, output[:tokens])
         if decodes:
             u, delta, B, C, gate, out = (part[:decodes] for part in parts)
             selective_state_update(
-                u, delta, self.A, B, C, self.D, states_SCN=scan_states, slots_R=slots, z_RC=gate, out_RC=out
-            )
+                u, delta, self.A, B, C, self.D, states_SCN=scan_states, slots_R=slots, z_RC=gate, out_RC=out,
+                softplus=True,
+            )  # fmt: skip
         if step.num_prefills:
             u, delta, B, C, gate, out = (part[decodes:] for part in parts)
             selective_scan_varlen(
                 u, delta, self.A, B, C, self.D, states_SCN=scan_states, start_CN=self.start_scan, z_TC=gate,
-                out_TC=out, **rows,
+                out_TC=out, softplus=True, longest=step.longest, **rows,
             )  # fmt: skip
 
     # What has to follow when the weights change
