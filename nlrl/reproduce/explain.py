@@ -159,6 +159,8 @@ def _moment_lines(found: Explained, moment: Moment, when: str) -> list[str]:
         lines += [f"- {_code(trial)}" for trial in evidence.trials_K[:SHOWN]]
         if (more := len(evidence.trials_K) - SHOWN) > 0:
             lines.append(f"- and {more} more")
+        if not evidence.trials_K:
+            lines.append("Nothing of this iteration began with it; its evaluation is the value student's own.")
         lines += ["", f"Said of it: {_code(evidence.value)}"]
     lines += ["", f"Chosen: {_code(moment.chosen)}{_loss(found, moment.chosen)}, in the words {_code(moment.thought)}."]
     return lines

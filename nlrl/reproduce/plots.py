@@ -46,6 +46,7 @@ def plot(row: Row, results: Sequence[Result], target: Path) -> list[Path]:
         if row.goal is not None:
             panel.axhline(scale * row.goal, color="0.5", linewidth=0.8)
         panel.set_xlabel(name)
+    panels[0].xaxis.get_major_locator().set_params(integer=True)
     panels[0].set_ylabel(f"{row.figure.split('/')[-1]}{', %' if row.percent else ''}")
     panels[0].legend(frameon=False)
     figure.suptitle(row.what, fontsize=10)
