@@ -94,11 +94,10 @@ def test_a_row_has_shares_of_the_ceilings_and_ratios():
     assert line == f"| k | s | 2 (1.9 .. 2.1) | 2.4 | 4 | 3 | 50% | 300% | {others} |"
 
 
-def test_graphs_are_compared_with_graphs_and_a_call_is_its_part_of_a_row():
+def test_graphs_are_compared_with_graphs():
     ours, theirs = Timing(2.0, 1.0, 3.0, True, 4.0), Timing(6.0, 5.0, 7.0, True, 20.0)
     assert ratio(theirs, ours) == 3.0
     assert ratio(Timing(20.0, 20.0, 20.0, False, 20.0), ours) == 5.0
-    assert theirs.over(2) == Timing(3.0, 2.5, 3.5, True, 10.0)
 
 
 COPIED = goals.Goal("row", "kernel", "^8 rows", "copy", 0.8)

@@ -24,9 +24,6 @@ class Case:
         moved: bytes that must be read or written at least, every input and output once.
         flops: operations on the tensor cores; 0 for a kernel that is bound by memory.
         alternatives: name to a function that prepares it and returns what is timed; may raise UnavailableError.
-        calls: how often ``run``, and each alternative, does the work, on inputs of its own each time, so that a call
-            of a few microseconds is timed as one of a row of launches; times are divided by it, ``moved`` and
-            ``flops`` are of one call.
     """
 
     run: Run
@@ -34,7 +31,6 @@ class Case:
     moved: int
     flops: int = 0
     alternatives: dict[str, Callable[[], Run]] = field(default_factory=dict)
-    calls: int = 1
 
 
 @dataclass(frozen=True, slots=True)

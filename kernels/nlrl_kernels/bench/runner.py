@@ -115,7 +115,7 @@ def run_one(plan: Plan, size: Size, ceilings: Ceilings | None) -> report.Result:
         return replace(found, refused=why or "nothing was checked")
     if ceilings is None:
         return replace(found, refused="no GPU" if size.device == "cpu" else "only checked")
-    timing = measure(case.run).over(case.calls)
+    timing = measure(case.run)
     others = {name: _alternative(case, name) for name in case.alternatives}
     found = replace(found, timing=timing, alternatives=others)
     return replace(found, launches=profile.launches(case.run)) if goals.missed(found, ceilings) else found
@@ -170,7 +170,7 @@ def _error(check: Check) -> tuple[float, float]:
 
 def _alternative(case: Case, name: str) -> report.Alternative:
     try:
-        return report.Alternative(measure(case.alternatives[name]()).over(case.calls))
+        return report.Alternative(measure(case.alternatives[name]()))
     except UnavailableError as error:
         return report.Alternative(None, str(error))
     except Exception as error:  # another's code, on shapes it may not take: what it says is the result

@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -27,11 +27,6 @@ class Timing:
     high: float
     is_graph: bool
     eager: float | None = None
-
-    def over(self, calls: int) -> "Timing":
-        """The time of one of so many calls."""
-        eager = None if self.eager is None else self.eager / calls
-        return replace(self, median=self.median / calls, low=self.low / calls, high=self.high / calls, eager=eager)
 
 
 def ratio(theirs: Timing, ours: Timing) -> float:
