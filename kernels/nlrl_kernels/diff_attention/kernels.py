@@ -181,6 +181,23 @@ def _normed(
 
 
 @triton.jit
+def _store_share(
+    partial_ptr, stats_ptr, split, all_rows, at_row, in_m, inside, w,
+    has_keys, best1, best2, total1, total2, acc1, acc2, WIDTH_V: tl.constexpr,
+):  # fmt: skip
+    """What one split found, for ``combine``; values only where it had keys."""
+    stats = stats_ptr + split * 4 * all_rows + at_row
+    tl.store(stats, best1, mask=in_m)
+    tl.store(stats + all_rows, best2, mask=in_m)
+    tl.store(stats + 2 * all_rows, total1, mask=in_m)
+    tl.store(stats + 3 * all_rows, total2, mask=in_m)
+    if has_keys:
+        partial = partial_ptr + (split * 2 * all_rows + at_row)[:, None] * WIDTH_V + w[None, :]
+        tl.store(partial, acc1, mask=inside)
+        tl.store(partial + all_rows * WIDTH_V, acc2, mask=inside)
+
+
+@triton.jit
 def attend(
     q1_ptr, q2_ptr, k1_ptr, k2_ptr, v_ptr, lam_ptr, weight_ptr, out_ptr, plain_ptr, lse_ptr, partial_ptr, stats_ptr,
     starts_ptr, key_starts_ptr, table_ptr, lengths_ptr,
@@ -289,16 +306,10 @@ def attend(
             else:
                 o = acc1 / total1[:, None] - (lam / total2)[:, None] * acc2
     if SPLITS > 1:
-        all_rows = tokens.to(tl.int64) * heads
-        stats = stats_ptr + split.to(tl.int64) * 4 * all_rows + at_row
-        tl.store(stats, best1, mask=in_m)
-        tl.store(stats + all_rows, best2, mask=in_m)
-        tl.store(stats + 2 * all_rows, total1, mask=in_m)
-        tl.store(stats + 3 * all_rows, total2, mask=in_m)
-        if begin < end:
-            partial = partial_ptr + (split.to(tl.int64) * 2 * all_rows + at_row)[:, None] * WIDTH_V + w[None, :]
-            tl.store(partial, acc1, mask=inside)
-            tl.store(partial + all_rows * WIDTH_V, acc2, mask=inside)
+        _store_share(
+            partial_ptr, stats_ptr, split.to(tl.int64), tokens.to(tl.int64) * heads, at_row, in_m, inside, w,
+            begin < end, best1, best2, total1, total2, acc1, acc2, WIDTH_V,
+        )  # fmt: skip
     else:
         if KEEP:
             tl.store(lse_ptr + q_head.to(tl.int64) * tokens + first + token, lse1, mask=in_m)
