@@ -32,11 +32,10 @@ def candidates() -> list[Candidate]:
 
 
 def _few(rows: int) -> Iterator[Few]:
-    for slices, m, (early, fused) in product(
-        [1, 2, 4, 8], [64, 128, 256], [(False, True), (True, True), (True, False)]
-    ):
-        columns = max(16, rows * slices)
-        if columns <= 32:
+    ways = [(early, fused) for early in (False, True) for fused in (True, False)]
+    for slices, m, (early, fused) in product([1, 2, 4, 8], [64, 128, 256], ways):
+        columns = rows * slices * (1 if fused else 4)
+        if columns <= (32 if fused else 64) and (columns >= 16 or fused):
             yield Few(m // slices, slices, 8 if m == 256 else 4, 4, early, fused)
 
 
