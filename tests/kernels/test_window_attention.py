@@ -13,13 +13,17 @@ GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
 
 
+LAYOUT = {"heads": 4, "kv_heads": 2, "width_k": 16, "width_v": 32}
+
+
 class Case:
     """A mixed batch (chunk of a prompt, decode, whole prompt, unused row); what no query may read is NaN."""
 
     def __init__(
-        self, counts=(7, 1, 20, 0), lengths=(40, 33, 20, 0), *, page=16, window=None, metas=5, heads=4, kv_heads=2,
-        width_k=16, width_v=32, dtype=torch.float32, spare=0,
+        self, counts=(7, 1, 20, 0), lengths=(40, 33, 20, 0), *, page=16, window=None, metas=5, dtype=torch.float32,
+        spare=0, **layout,
     ):  # fmt: skip
+        heads, kv_heads, width_k, width_v = ({**LAYOUT, **layout}[name] for name in LAYOUT)
         self.counts, self.lengths = list(counts), list(lengths)
         self.page, self.window, self.group = page, window, heads // kv_heads
 

@@ -17,10 +17,11 @@ TINY = Size("cuda" if GPU else "cpu", tiny=True)
 needs_no_gpu = pytest.mark.skipif(GPU, reason="uncompiled alternatives are for a CPU")
 
 
-def plain_flash(
-    q, k_pages, v_pages, max_q, starts, max_k, *, seqused_k, block_table, softmax_scale, causal, window_size, fa_version
-):
+def plain_flash(q, k_pages, v_pages, max_q, starts, max_k, **settings):
     """What ``flash_attn_varlen_func`` says of these arguments, by the reference."""
+    names = ("seqused_k", "block_table", "softmax_scale", "causal", "window_size", "fa_version")
+    seqused_k, block_table, softmax_scale, causal, window_size, fa_version = (settings.pop(name) for name in names)
+    assert not settings
     assert causal
     assert fa_version == 3
     assert max_k >= int(seqused_k.max())
