@@ -31,6 +31,8 @@ ODD = ("rows", "length", "tokens", "items", "rank", "x_row", "starts_ptr", "slot
 def machine_code(kernel, constants, options, steps):
     """What one kernel takes, as a dictionary; ``steps`` tokens of 32 channels a round of its loop, 0 for none."""
     signature, known = {}, {}
+    if "slot_n" in kernel.arg_names:
+        constants = constants | {"slot_n": 1}  # as a launch makes of a stride of 1
     for i, name in enumerate(kernel.arg_names):
         if name in constants:
             signature[name] = "constexpr"
