@@ -100,6 +100,8 @@ def main():
     for dense in (True, False):
         flags = {"NORM": True, "GATE": True, "DENSE": dense, "BLOCK": 4096}
         print("prepare_rows", machine_code(kernels.prepare_rows, flags, 8), flush=True)
+    flags = {"NORM": True, "GATE": True, "EARLY": True, "BLOCK": 4096}
+    print("prepare_digits", machine_code(kernels.prepare_digits, flags, 8), flush=True)
     print(
         "unpack_rows", machine_code(kernels.unpack_rows, {"ALIGNED": True, "BLOCK_O": 4, "BLOCK_Q": 32}, 4), flush=True
     )

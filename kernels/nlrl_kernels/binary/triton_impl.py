@@ -287,7 +287,8 @@ def _prepare(p: _Parts, width: int, *, dense: bool = False) -> tuple[torch.Tenso
 
 def _run_many(p: _Parts) -> None:
     ready_TI, shared_T = _prepare(p, triton.cdiv(p.inputs, 128) * 128)
-    tile = many_tile(p.rows, p.outputs)
+    # float32 products run on the ordinary cores, whose operands fill registers and shared memory.
+    tile = Many(32, 64, 4, 3) if p.dtype == torch.float32 else many_tile(p.rows, p.outputs)
     kernels.many_rows[(triton.cdiv(p.outputs, tile.outputs), triton.cdiv(p.rows, tile.rows))](
         ready_TI, shared_T, p.packed, p.zeros, p.residual, p.out,
         p.rows, p.outputs, p.width, p.zero_count, ready_TI.stride(0), p.residual.stride(0), p.out.stride(0),
