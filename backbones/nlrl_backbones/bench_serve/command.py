@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,11 @@ def bench(choice: Choice) -> int:
     _say_plan(names, choice)
     if choice.plan:
         return 0
-    try:
-        import torch
-        import vllm  # noqa: F401
-    except ImportError as error:
-        return _refused(f"Serving needs '{error.name}': install nlrl[gpu], or nlrl[cpu] for --tiny.")
+    for package in ("torch", "vllm"):
+        if find_spec(package) is None:
+            return _refused(f"Serving needs '{package}': install nlrl[gpu], or nlrl[cpu] for --tiny.")
+    import torch
+
     if not (choice.tiny or torch.cuda.is_available()):
         return _refused("There is no GPU here to serve large models on: add --tiny to see that it runs.")
     return _run(names, choice)
