@@ -224,7 +224,9 @@ def reproduce(
     set_: Overrides = None,
     list_: Annotated[bool, typer.Option("--list", help="Show the rows; run nothing.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Print the commands for a GPU; run nothing.")] = False,
-    write: Annotated[bool, typer.Option("--table", help="Write tables and plots from the results.")] = False,
+    write: Annotated[
+        bool, typer.Option("--table", help="Write tables and plots of --out, else of the kept results.")
+    ] = False,
     tables: Annotated[Path, typer.Option("--tables", help="Where --table writes.")] = Path("runs/tables"),
 ) -> None:
     """Try the paper's results again: run rows, resume them, write the table and the plots from what was measured."""
@@ -239,7 +241,7 @@ def reproduce(
         return
     rows = rows_of(table, row)
     if write:
-        command.write_table(table, rows, (*command.kept_results(), out / "results"), tables)
+        command.write_table(table, rows, command.folders_of_results(out), tables)
         return
     overrides = dict(parse_override(text) for text in set_ or ())
     raise typer.Exit(

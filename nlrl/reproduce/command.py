@@ -73,6 +73,7 @@ def write_table(table: str, rows: Sequence[Row], folders: Sequence[Path], target
     return written
 
 
-def kept_results() -> tuple[Path, ...]:
-    """Where results that belong to the repository are."""
-    return tuple(folder / "reproduce" / "results" for folder in recipe_folders())
+def folders_of_results(out: Path) -> tuple[Path, ...]:
+    """Where results are: what was run into `out`, or without any, what the repository keeps; never both in one mean."""
+    own = out / "results"
+    return (own,) if own.is_dir() else tuple(folder / "reproduce" / "results" for folder in recipe_folders())
