@@ -25,11 +25,12 @@ BELOW = {
 }
 # Within nlrl, only these know that there are backbones, torch or vLLM.
 REACHES_BACKBONES = (
-    r"nlrl\.(registry|serve|serving|engine\.\w+|pretrain(\.\w+)?|distill\.(training|weights|student)|baselines\.loading)"
+    r"nlrl\.(registry|serve|serving|engine\.\w+|pretrain(\.\w+)?|distill\.(training|weights|student)|baselines\.loading"
+    r"|claims\.(race|probes|binarised))"
 )
 REACHES_TORCH = (
     r"nlrl\.(engine\.(torch|local|vllm\w*)|pretrain(\.\w+)?|distill\.(dataset|training|weights|student|processes)"
-    r"|baselines\.(loading|move_logits|ppo|grpo))"
+    r"|baselines\.(loading|move_logits|ppo|grpo)|claims\.(streams|race|probes|binarised|__main__))"
 )
 REACHES_VLLM = r"nlrl\.(doctor|serve|serving|engine\.vllm\w*)"
 # The method itself: it knows games, prompts and the engine protocol, but no engine, store or terminal.

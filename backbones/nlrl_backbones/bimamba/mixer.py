@@ -83,16 +83,18 @@ class BiMambaMixer(nn.Module):
         xBC = self._convolve(xBC, cache)
         if real_BT is not None:
             xBC = xBC * real_BT[..., None]
-        y = self._gated_scan(xBC, z, dt, cache, known)
+        y = self._opaque_scan(xBC, z, dt, cache, known)
         return self.out_proj(self.norm(y))
 
-    @torch.compiler.disable  # the library's Triton launches and the mode below are not for torch.compile to follow
     def _gated_scan(
         self, xBC: torch.Tensor, z: torch.Tensor, dt: torch.Tensor, cache: Cache | None, known: bool
     ) -> torch.Tensor:
         # Autocast would round the scan's float32 products to 16 bits.
         with torch.autocast(xBC.device.type, enabled=False), _KeepFloat64():
             return self._scan(wide(xBC), wide(dt), cache, known) * F.silu(wide(z))
+
+    # The library's Triton launches and the mode above are not for torch.compile to follow.
+    _opaque_scan: Any = torch.compiler.disable(_gated_scan)
 
     def _convolve(self, xBC_BTC: torch.Tensor, cache: Cache | None) -> torch.Tensor:
         tokens, past = xBC_BTC.shape[1], self.config.conv_kernel - 1

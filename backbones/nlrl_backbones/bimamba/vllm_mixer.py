@@ -29,7 +29,7 @@ class Mixer(MambaMixer2):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.conv1d._cpu_skip_gemm_dispatch = True
+        self.conv1d._cpu_skip_gemm_dispatch = True  # type: ignore[assignment]
 
     def adds_to(self, residual_TE: torch.Tensor, norm: Any, dtype: torch.dtype) -> torch.Tensor | None:
         """``residual + mixer(norm(residual))`` with norms, gate and sum in the launches of the projections.

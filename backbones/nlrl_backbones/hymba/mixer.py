@@ -6,6 +6,8 @@ Axes: B batch, T tokens of this call, S cached and new tokens, E model width, H 
 D key width, V value width, C scan channels (= H V), N scan states, K convolution width - 1.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -25,7 +27,7 @@ from nlrl_kernels import (
 KeysValues = tuple[torch.Tensor, torch.Tensor]
 
 # torch.compile steps over it: the reference's loop would be unrolled token by token.
-_opaque_scan = torch.compiler.disable(selective_scan)
+_opaque_scan: Any = torch.compiler.disable(selective_scan)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -122,9 +124,9 @@ class HymbaMixer(nn.Module):
 
     def _scan(self, x_BTC: torch.Tensor, gate_BTC: torch.Tensor, rows: Rows, cache: LayerCache | None) -> torch.Tensor:
         u_BTC = self._convolve(x_BTC, rows, cache)
-        weights = (norm.weight for norm in (self.dt_layernorm, self.B_layernorm, self.C_layernorm))
+        dt_weight, B_weight, C_weight = self.dt_layernorm.weight, self.B_layernorm.weight, self.C_layernorm.weight
         selected_BTP = project(self.x_proj[0], u_BTC, rows.spared)
-        dt_BTR, B_BTN, C_BTN = selection_norms(selected_BTP, *weights, self.config.rms_norm_eps)
+        dt_BTR, B_BTN, C_BTN = selection_norms(selected_BTP, dt_weight, B_weight, C_weight, self.config.rms_norm_eps)
         delta_BTC = project(self.dt_proj[0], dt_BTR, rows.spared)
         if rows.padded:  # a step of size 0, the softplus of minus infinity, leaves the state as it is
             delta_BTC = delta_BTC.masked_fill(~rows.real_BT[..., None], float("-inf"))

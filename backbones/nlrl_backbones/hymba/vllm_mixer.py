@@ -318,7 +318,8 @@ class HymbaMixer(nn.Module, MambaBase):
             parts = selected_TP.split([rank, states, states], dim=-1)
             dt, B, C = (norm(part.contiguous()) for norm, part in zip(norms, parts, strict=True))
         else:
-            dt, B, C = selection_norms(selected_TP, *(norm.weight for norm in norms), self.config.rms_norm_eps)
+            dt_weight, B_weight, C_weight = (norm.weight for norm in norms)
+            dt, B, C = selection_norms(selected_TP, dt_weight, B_weight, C_weight, self.config.rms_norm_eps)
         return dt_proj(dt)[0], B, C
 
     def _scan_with_loops(self, scan_input: torch.Tensor, output: torch.Tensor, step: ScanMetadata) -> None:

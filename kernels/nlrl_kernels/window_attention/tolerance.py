@@ -9,6 +9,6 @@ import torch
 FORWARD = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 
 # float32: sums over keys in another order, and one exp2 more. 16 bits: weights and their gradients are rounded to the
-# inputs' dtype before each product, and ``delta`` is a sum over an output that was rounded. The same roundings in float64
-# give 6e-3 for bfloat16 and 5e-4 for float16 at Hymba's shape; short rows, which average less, three times that.
+# inputs' dtype before each product, and ``delta`` is a sum over an output that was rounded. The same roundings in
+# float64 give 6e-3 for bfloat16 and 5e-4 for float16 at Hymba's shape; short rows three times that.
 BACKWARD = {torch.float32: 2e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
