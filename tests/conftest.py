@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-if shutil.which("nvidia-smi") is None and not any(Path("/dev").glob("nvidia[0-9]*")):
+HAS_GPU = shutil.which("nvidia-smi") is not None or any(Path("/dev").glob("nvidia[0-9]*"))
+if not HAS_GPU:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
@@ -34,6 +35,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ]  # fmt: skip
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in set(left_out)]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not HAS_GPU:
+        pytest.skip("needs a CUDA device")
 
 
 @pytest.fixture

@@ -49,7 +49,9 @@ def machine_code(kernel, constants, warps, stages=3, types=None):
             subprocess.run([TOOLS / tool, flag, file.name], capture_output=True, text=True, check=True).stdout
             for tool, flag in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
         )
-    used, stack = (int(number) for number in re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
+    said = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    assert said, usage
+    used, stack = int(said[1]), int(said[2])
     return {"registers": used, "stack": stack, "shared": compiled.metadata.shared} | _loop(sass)
 
 

@@ -85,10 +85,13 @@ def figures(name, kernel) -> Figures:
     """What the assembler and the machine code say."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(kernel.asm["cubin"])
-        read = {"capture_output": True, "text": True, "check": True}
-        usage = subprocess.run([TOOLS / "cuobjdump", "-res-usage", file.name], **read).stdout
-        sass = subprocess.run([TOOLS / "nvdisasm", "-c", file.name], **read).stdout
-    registers, stack = (int(n) for n in re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
+        usage, sass = (
+            subprocess.run([TOOLS / tool, flag, file.name], capture_output=True, text=True, check=True).stdout
+            for tool, flag in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
+        )
+    said = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    assert said, usage
+    registers, stack = int(said[1]), int(said[2])
     of_keys = []
     for body in loops(sass):
         counts = Counter()

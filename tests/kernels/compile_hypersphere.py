@@ -47,7 +47,9 @@ def machine_code(kernel, constants, warps, dtype, registers=None):
             subprocess.run([TOOLS / tool, flag, file.name], capture_output=True, text=True, check=True).stdout
             for tool, flag in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
         )
-    used, stack = (int(number) for number in re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
+    said = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    assert said, usage
+    used, stack = int(said[1]), int(said[2])
     share, shared = round(occupancy(used, warps, compiled.metadata.shared), 3), compiled.metadata.shared
     counts = {name: len(re.findall(pattern, sass)) for name, pattern in INSTRUCTIONS.items()}
     return {"registers": used, "stack": stack, "shared": shared, "occupancy": share, "warps": warps, **counts}

@@ -51,6 +51,7 @@ def machine_code(kernel, constants, options, steps):
             for tool, flag in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
         )
     taken = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    assert taken, usage
     found = {"registers": int(taken[1]), "stack": int(taken[2]), "shared": compiled.metadata.shared}
     found["wide"] = len(re.findall(r"\b(?:LDG|STG)\S*\.128\b", sass))
     return found | (innermost(sass, steps) if steps else {})

@@ -53,6 +53,7 @@ def machine_code(kernel, constants, tile, dtype="bf16"):
             for tool, flag in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
         )
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    assert found, usage
     counts = {name: len(re.findall(rf"\b{name}\b", sass)) for name in ("HGMMA", "HMMA", "LDGSTS", "STL")}
     used = {"registers": int(found[1]), "stack": int(found[2]), "shared": compiled.metadata.shared, **counts}
     return used | {"loops": loops(sass)}

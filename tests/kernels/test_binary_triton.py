@@ -123,7 +123,7 @@ def test_shards_by_row_and_by_column_make_up_the_whole():
         part = packed.chunk(2, dim=1)[rank]
         by_column.append(nlrl_kernels.binary_linear(x[:, columns], part, scale[columns], shift[columns], mine))
     assert_near(torch.cat(by_row, dim=1), whole, FORWARD[torch.float32])
-    assert_near(sum(by_column), whole, 2 * FORWARD[torch.float32])
+    assert_near(torch.stack(by_column).sum(0), whole, 2 * FORWARD[torch.float32])
 
 
 @pytest.mark.parametrize("rows", [1, 10])

@@ -206,6 +206,7 @@ def test_one_token_of_one_row():
     case = Case(V1, [1], [1], gradients=True)
     found, expected = case.packed("triton"), case.packed("reference")
     assert_near(found, expected, FORWARD[torch.float32])
+    assert case.weight is not None
     # One key has all the weight, and the norm takes lambda out: no other gradients are there to compare.
     for one, other in zip(
         *(torch.autograd.grad(y.sum(), [case.v, case.weight]) for y in (found, expected)), strict=True

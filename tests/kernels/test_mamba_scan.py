@@ -205,8 +205,9 @@ def test_packed_rows_equal_whole_sequences(implementation, chunk, monkeypatch):
         if span.start == span.stop:
             assert torch.isnan(states[slot]).all()
             continue
-        of_row = {n: x[:, span] if n.endswith(("BTC", "BTN")) else x for n, x in tensors.items()}
-        of_row["start_BCN"] = {2: known, 6: 2 * known}.get(row, start)[None]
+        of_row: dict[str, Any] = {n: x[:, span] if n.endswith(("BTC", "BTN")) else x for n, x in tensors.items()}
+        first: Any = {2: known, 6: 2 * known}.get(row, start)
+        of_row["start_BCN"] = first[None]
         expected = run("reference", of_row, False)
         assert_near(out[span], expected["y"][0], ALLOWED, f"row {row}")
         assert_near(states[slot], expected["final"][0], ALLOWED, f"state of row {row}")
@@ -249,14 +250,17 @@ def test_steps_and_chunks_continue_a_sequence(implementation):
 @pytest.mark.parametrize("setting", [(1, 4, 1), (4, 2, 1)])
 def test_steps_of_any_tile_and_without_what_may_be_left_out(setting, monkeypatch):
     monkeypatch.setattr(triton_impl, "update_tile", lambda _: setting)
-    u, delta, A, B, C, *_ = (x if x is None or x.dim() < 3 else x[0] for x in case(1, 5, 5, 3, full=False).values())
+    given = [x for x in case(1, 5, 5, 3, full=False).values() if x is not None]
+    u, delta, A, B, C, *_ = (x[0] if x.dim() == 3 else x for x in given)
     states = torch.randn(6, 5, 3, generator=torch.Generator().manual_seed(1)).to(DEVICE)
     expected_states, slots = states.double(), integers(4, -1, 0, 5, 2)
     with nlrl_kernels.use_implementation("triton"):
         y = nlrl_kernels.selective_state_update(u, delta, A, B, C, None, states_SCN=states, slots_R=slots)
-    wide = [x.double() for x in (u, delta, A, B, C)]
+    u_, delta_, A_, B_, C_ = (x.double() for x in (u, delta, A, B, C))
     with nlrl_kernels.use_implementation("reference"):
-        expected = nlrl_kernels.selective_state_update(*wide, None, states_SCN=expected_states, slots_R=slots)
+        expected = nlrl_kernels.selective_state_update(
+            u_, delta_, A_, B_, C_, None, states_SCN=expected_states, slots_R=slots
+        )
     live = slots >= 0
     assert_near(y[live], expected[live], ALLOWED)
     assert_near(states, expected_states, ALLOWED)

@@ -67,6 +67,7 @@ def test_keys_are_the_tree():
 
 def test_a_role_with_an_address_asks_a_server_and_the_others_the_runs_engine():
     config = load_config("maze", {"roles.teacher.base_url": "http://127.0.0.1:1/v1"})
+    assert config.roles.teacher is not None
     assert (config.roles.teacher.kind, config.roles.policy, config.engine.kind) == ("http", None, "vllm")
     assert RunConfig.model_validate_json(config.model_dump_json()) == config
 

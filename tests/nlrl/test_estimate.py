@@ -20,7 +20,10 @@ from nlrl.types import CallId
 
 async def opened(settings, task):
     cast = await open_cast(settings, task)
-    return Models(*(Asker(one.engine, one.prompts, task.env.task) for one in (cast.policy, cast.value, cast.teacher)))
+    policy, value, teacher = (
+        Asker(one.engine, one.prompts, task.env.task) for one in (cast.policy, cast.value, cast.teacher)
+    )
+    return Models(policy, value, teacher)
 
 
 @pytest.mark.parametrize("variations", [1, 4])
@@ -33,7 +36,13 @@ def test_calls_of_a_decision_are_those_of_a_real_one(variations, monkeypatch):
     env, rng = task.env.clone(), np.random.default_rng((settings.seed, 0))
     history = (env.reset(rng, task.starts_G[0]),)
     (stage,) = stages(settings, task, models, None)
-    decision = asyncio.run(stage.agent(env, history, CallId(0, 0, "policy"), rng))
+    assert stage.agent is not None
+    agent = stage.agent
+
+    async def decided():
+        return await agent(env, history, CallId(0, 0, "policy"), rng)
+
+    decision = asyncio.run(decided())
     assert found.least.calls == found.most.calls == decision.calls > 4
     assert found.least.written < found.most.written
 

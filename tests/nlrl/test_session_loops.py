@@ -15,7 +15,7 @@ from nlrl.errors import BudgetError, ConfigError, EnvError, ResumeError, StoreEr
 from nlrl.session import Place, print_estimate, resume_recorded, run_recorded
 from nlrl.store import RunReader
 from nlrl.store_loops import dataset, datasets, phases, trainings
-from nlrl.types import Example, Trained
+from nlrl.types import Example, GameEnd, Trained
 
 FEW = {
     "engine.kind": "oracle",
@@ -231,7 +231,9 @@ def test_a_game_of_two_is_replayed_with_both_seats(whole, capsys):
     assert "2. X: " in said
     assert said.count("---------") > 4
     with RunReader.open(whole / "actor-critic") as run:
-        assert run.events(25000001)[-1].ending.rstrip(".") in said
+        last = run.events(25000001)[-1]
+        assert isinstance(last, GameEnd)
+        assert last.ending.rstrip(".") in said
     refused = nlrl_says(capsys, "replay", "actor-critic", "--runs", str(whole), "--iteration", "7")
     assert "no such game" in refused
     assert "4 of --iteration 2 --phase evaluate" in refused

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
-Run = Callable[[], object]
+Run = Callable[[], Any]
 Check = tuple[str, torch.Tensor, torch.Tensor, float]
 """Name, found, expected (by the reference, on the same inputs), tolerance."""
 
