@@ -119,7 +119,7 @@ def _training(rules: Race, contestant: Contestant, steps: int, rate: float) -> F
         [Learner(contestant.name, model.train(), optimizer, objective)], loader, config, rules.device
     ):
         tokens = progress.tokens
-    seconds = round(time.perf_counter() - begun, 1)
+    seconds = time.perf_counter() - begun
     model.eval()
     tuning, loss = (loss_on(model, batches(rules, which), rules.device) for which in (TUNING, REPORTED))
     count = sum(parameter.numel() for parameter in model.parameters())
